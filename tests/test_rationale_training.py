@@ -323,17 +323,59 @@ def test_a_judge_learns_to_write_its_rationale_and_thinks_with_it(trained):
 
 
 @pytest.mark.slow
+def test_a_round_of_self_training_is_not_repeated(trained, tmp_path):
+    pairs, start = trained
+    unlabeled = tmp_path / "unlabeled.jsonl"
+    shown = [json.loads(line) for line in pairs.open()]
+    unlabeled.write_text(
+        "".join(
+            json.dumps({"prompt": x["prompt"], "response_a": x["rejected"], "response_b": x["chosen"]}) + "\n"
+            for x in shown
+        )
+    )  # fmt: skip
+    command = [
+        "rationales",
+        start,
+        unlabeled,
+        tmp_path / "round.jsonl",
+        "--accept",
+        "agreement",
+        "--votes",
+        2,
+    ]
+    command += ["--think-temperature", 0.5, "--agreement", 0.6]
+    done = run_cli(*command)
+    assert done.status == 0, done.output
+    rows = [json.loads(line) for line in (tmp_path / "round.jsonl").open()]
+    assert rows
+    assert sum(row["label"] for row in rows) * 2 == len(rows)  # both orders of each pair
+    settings = {"model__name_or_path": str(start), "run__max_steps": 2}
+    train(recipe(tmp_path / "run", tmp_path / "round.jsonl", **settings))
+    files = [
+        tmp_path / "round.jsonl",
+        tmp_path / "round.votes.jsonl",
+        tmp_path / "run" / "metrics.jsonl",
+    ]
+    before = [path.read_bytes() for path in files]
+    done = run_cli(*command)
+    assert done.status == 0 and "0 rows written, 16 were there" in done.output, done.output
+    train(recipe(tmp_path / "run", tmp_path / "round.jsonl", **settings))
+    assert [path.read_bytes() for path in files] == before
+
+
+@pytest.mark.slow
 def test_the_label_is_the_reward_of_a_policy_that_judges_and_stays_a_judge(trained, tmp_path):
     pairs, start = trained
     values = tiny_rl_values(
         tmp_path / "run", policy__name_or_path=str(start), data__train=str(pairs), run__max_steps=2,
-        sampling__prompts_per_step=4, sampling__max_prompt_length=256, sampling__max_new_tokens=32,
-        evaluate__limit=4,
+        sampling__prompts_per_step=2, sampling__num_generations=8, sampling__max_prompt_length=256,
+        sampling__max_new_tokens=48, sampling__temperature=0.3, evaluate__limit=2,
     )  # fmt: skip
     values["reward"] = {"kind": "label"}
     run_rl(make_rl_recipe(values), placement=make_placement({}, devices=jax.devices()[:1]))
     rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "reward" in row]
     assert len(rows) == 2 and all(16 * row["reward"] in range(17) for row in rows)
-    # The samples end with the verdict: a short rationale, the closing text and one token.
-    assert all(row["stopped"] > 0.5 and row["length"] < 32 for row in rows), rows
+    # Samples end with the verdict: a short rationale, the closing text and one token.
+    figures = [(row["stopped"], row["length"], row["reward"]) for row in rows]
+    assert all(stopped > 0.5 and length < 40 for stopped, length, _ in figures), figures
     assert load_spec(tmp_path / "run") == load_spec(start) is not None

@@ -228,16 +228,11 @@ def _fill(
         positions=_scatter(shape, at, within),
         segments=_scatter(shape, at, slot + 1),
     )
-    if examples.stage in ("pretrain", "rationale"):
-        # Targets are shifted within a document, so its last token has no target.
-        inside = within < np.repeat(lengths, lengths) - 1
-        row, column, target = row[inside], column[inside], source[inside] + 1
-        token, weight = documents.tokens[target], examples.weights[target]
-        if examples.stage == "pretrain":
-            at = row, column
-            return TokenBatch(
-                seqs, _scatter(shape, at, token), _scatter(shape, at, weight, np.float32)
-            )
+    if examples.stage == "pretrain":
+        row, column, target = _targets(lengths, within, row, column, source)
+        at, weights = (row, column), examples.weights[target]
+        tokens = _scatter(shape, at, documents.tokens[target])
+        return TokenBatch(seqs, tokens, _scatter(shape, at, weights, np.float32))
 
     shape, last = (rows, slots), places.start + lengths - 1
     if examples.stage in VERDICT_STAGES:
@@ -249,17 +244,30 @@ def _fill(
         verdicts = VerdictBatch(seqs, _scatter(shape, at, last), label, weights)
         if examples.stage == "finetune":
             return verdicts
-        row, column, token, weight = (x[weight > 0] for x in (row, column, token, weight))
+        row, column, target = _targets(lengths, within, row, column, source)
+        weights = examples.weights[target]
+        row, column, target, weights = (x[weights > 0] for x in (row, column, target, weights))
         shape, at = (rows, targets), (row, np.arange(len(row)) - np.searchsorted(row, row))
-        written = (_scatter(shape, at, column), _scatter(shape, at, token))
         return RationaleBatch(
-            seqs, *written, _scatter(shape, at, weight, np.float32), *verdicts[1:]
+            seqs,
+            _scatter(shape, at, column),
+            _scatter(shape, at, documents.tokens[target]),
+            _scatter(shape, at, weights, np.float32),
+            *verdicts[1:],
         )
     # The two documents of a pair are adjacent in their row.
     at = (places.row[::2], places.slot[::2] // 2)
     chosen_at, rejected_at = (_scatter(shape, at, last[side::2]) for side in (0, 1))
     weights = _scatter(shape, at, examples.weights[placed[::2] // 2], np.float32)
     return BradleyTerryBatch(seqs, chosen_at, rejected_at, weights)
+
+
+def _targets(
+    lengths: np.ndarray, within: np.ndarray, row: np.ndarray, column: np.ndarray, source: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(row, column, index of the next token) of all tokens but the last of a document, which has no target."""
+    inside = within < np.repeat(lengths, lengths) - 1
+    return row[inside], column[inside], source[inside] + 1
 
 
 def _scatter(
