@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_runs import compiled_programs  # noqa: F401
 
 from gram_jax.data.examples import encode_rationales
 from gram_jax.interop.models import load_tokenizer
@@ -110,8 +111,8 @@ def test_figures_are_means_over_pairs_and_seeds(demonstration, pairs):
 def test_the_comparison_runs_and_resumes(demonstration, tmp_path):
     words = [
         str(tmp_path / "out"), "--model", "tiny-random", "--seeds", "0", "--pairs", "2", "--test-pairs", "2",
-        "--steps", "2", "--points", "1", "--batch-size", "8", "--max-length", "320", "--rationale-tokens", "128",
-        "--rationale-room", "192",
+        "--steps", "2", "--points", "1", "--batch-size", "8", "--max-length", "320", "--rationale-tokens", "64",
+        "--rationale-room", "128",
     ]  # fmt: skip
     demonstration.main(words)
     results = tmp_path / "out" / "results.json"

@@ -323,7 +323,7 @@ def test_a_judge_learns_to_write_its_rationale_and_thinks_with_it(trained):
 
 
 @pytest.mark.slow
-def test_a_round_of_self_training_is_not_repeated(trained, tmp_path):
+def test_the_rows_of_a_round_of_self_training_are_made_once(trained, tmp_path):
     pairs, start = trained
     unlabeled = tmp_path / "unlabeled.jsonl"
     shown = [json.loads(line) for line in pairs.open()]
@@ -349,18 +349,10 @@ def test_a_round_of_self_training_is_not_repeated(trained, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "round.jsonl").open()]
     assert rows
     assert sum(row["label"] for row in rows) * 2 == len(rows)  # both orders of each pair
-    settings = {"model__name_or_path": str(start), "run__max_steps": 2}
-    train(recipe(tmp_path / "run", tmp_path / "round.jsonl", **settings))
-    files = [
-        tmp_path / "round.jsonl",
-        tmp_path / "round.votes.jsonl",
-        tmp_path / "run" / "metrics.jsonl",
-    ]
-    before = [path.read_bytes() for path in files]
+    before = [path.read_bytes() for path in sorted(tmp_path.glob("round*"))]
     done = run_cli(*command)
     assert done.status == 0 and "0 rows written, 16 were there" in done.output, done.output
-    train(recipe(tmp_path / "run", tmp_path / "round.jsonl", **settings))
-    assert [path.read_bytes() for path in files] == before
+    assert [path.read_bytes() for path in sorted(tmp_path.glob("round*"))] == before
 
 
 @pytest.mark.slow
