@@ -141,7 +141,7 @@ def rationales(
 ) -> None:
     """Sample rationales for pairs and write those that are accepted, as data of stage "rationale".
 
-    All rationales are in OUT.votes.jsonl, from which an interrupted command resumes.
+    All rationales are in a file beside OUT that ends in .votes.jsonl, from which an interrupted command resumes.
 
     Args:
         source: Labeled pairs of any schema; with --accept agreement, pairs without labels.
@@ -150,8 +150,8 @@ def rationales(
             those with the verdict on which the votes of both orders agree, which becomes the label.
         agreement: Share of the votes of each order that have to agree, above 0.5.
         keep: Maximum number of rationales of a pair in one order.
-        prove: Text with {label} before each rationale, which states the better response, as 'Response {label} is
-            better.\n'. The verdict after the rationale is read without it.
+        prove: Text with {label} before each rationale, which states the better response; a backslash and n stand for a
+            line break. The verdict after the rationale is read without it.
         limit: Use only the first N rows.
         overwrite: Sample again, and replace the output if it exists.
     """
