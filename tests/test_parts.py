@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gram_jax.data.records import Candidates
 from gram_jax.data.sources import read_rows as read_source
-from gram_jax.distributed.lock import file_lock, folder_lock, hold_lock
+from gram_jax.distributed.lock import file_lock, hold_lock
 from gram_jax.errors import DataError, GramError, InUseError, MissingExtraError
 from gram_jax.files import write_json
 from gram_jax.interop.hf_config import config_to_hf
@@ -312,7 +312,8 @@ def test_of_two_commands_that_write_rationales_or_a_gate_the_second_is_refused(t
     pairs, out, folder = tmp_path / "pairs.jsonl", tmp_path / "out.jsonl", tmp_path / "folder"
     pairs.write_text(json.dumps({"prompt": "q", "chosen": "a", "rejected": "b"}))
     folder.mkdir()
-    with hold_lock(file_lock(out)), hold_lock(folder_lock(folder)):
+    votes = tmp_path / "out.votes.jsonl", folder / "votes.jsonl"
+    with hold_lock(file_lock(votes[0])), hold_lock(file_lock(votes[1])):
         for ran in (
             run_cli("rationales", "no-model", pairs, out),
             run_cli("think", "no-model", pairs, "--budget", 10, "--out", folder),

@@ -174,38 +174,40 @@ def think(
     think: ThinkOptions = ThinkOptions(votes=1),
     limit: Annotated[int | None, TwoOrMore] = None,
     seed: Annotated[int, NotNegative] = 0,
+    overwrite: bool = False,
 ) -> None:
     """Measure accuracy against generated tokens, and fit the gate, with which only uncertain pairs get rationales.
+
+    With --out, an interrupted command resumes.
 
     Args:
         source: Labeled pairs of any schema; half of the prompts fit the gate, the others give the figures.
         budget: Mean number of generated tokens of a pair, both orders and all votes together.
-        out: A folder for thinking.json.
+        out: A folder for thinking.json and the votes.
         limit: Use only the first N rows.
         seed: Seed of the two halves.
+        overwrite: Sample the rationales again.
     """
     from gram_jax.data.reading import read_records
-    from gram_jax.evals.evaluate import reserve_folder
+    from gram_jax.evals.evaluate import make_folder
     from gram_jax.evals.thinking import ThinkingResults, measure_thinking
     from gram_jax.files import write_json
+    from gram_jax.scoring.results import OutputSink, reserve
     from gram_jax.scoring.scorer import Scorer
+    from gram_jax.scoring.think import rationale_counts
 
     console = Console()
     settings = think.settings()
     assert settings is not None  # votes have a default here
     records, _ = read_records(source, "preference", limit=limit, **rows.arguments())
-    with nullcontext() if out is None else reserve_folder(out):
+    if out is not None:
+        make_folder(out)
+    sink = OutputSink(out and out / "votes.jsonl", overwrite, console.progress)
+    with reserve(sink):
         scorer = Scorer.load(model, **judge.arguments()).thinking(settings)
-        with console.progress(len(records), label=Path(source).name, unit="pairs") as bar:
-            found = measure_thinking(
-                scorer,
-                records,
-                model=model,
-                source=source,
-                budget=budget,
-                seed=seed,
-                progress=lambda count: bar.update(count, units=count),
-            )
+        found = measure_thinking(
+            scorer, records, model=model, source=source, budget=budget, seed=seed, sink=sink
+        )
         if out is not None:
             write_json(out / ThinkingResults.FILE, found.model_dump(), error=DataError)
     columns = (
@@ -228,7 +230,9 @@ def think(
     console.table(
         f"{found.pairs} pairs; the last row is the gate for {budget:g} tokens", columns, rows_shown
     )
-    console.say(scorer.report())
+    outcomes = found.without_verdict
+    counts = {"verdict": found.rationales - sum(outcomes.values())} | outcomes
+    console.say(rationale_counts(counts, found.rationale_tokens))
     console.say(
         "--think-below "
         + (
