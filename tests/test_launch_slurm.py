@@ -243,7 +243,12 @@ def test_the_script_needs_nothing_beside_it():
     assert os.access(SCRIPT, os.X_OK)
 
 
-def test_the_real_program_trains_on_two_nodes_is_preempted_and_resumes(slurm, tmp_path: Path):
+def test_the_real_program_trains_on_two_nodes_is_preempted_and_resumes(request, tmp_path: Path):
+    """On a real Slurm if there is one, because a training takes half a minute."""
+    if missing():
+        slurm = FakeSlurm(tmp_path)
+    else:
+        slurm = RealSlurm(tmp_path, request.getfixturevalue("real_cluster"))
     slurm.program("gram-jax", REAL)
     job = slurm.submit("--nodes=2", SCRIPT, recipe(tmp_path, 160), **surroundings(tmp_path))
     wait_until_it_trains(tmp_path)
