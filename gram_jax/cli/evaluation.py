@@ -56,7 +56,7 @@ def evaluate(
         overwrite: Score these sources again.
     """
     from gram_jax.evals.datasets import HUB, read_dataset
-    from gram_jax.evals.evaluate import EvaluationFolder, make_folder, open_folder
+    from gram_jax.evals.evaluate import EvaluationFolder, make_folder, reserve_folder
     from gram_jax.evals.tables import rows_read, source_tables
     from gram_jax.interop.models import model_config
     from gram_jax.scoring.group import run_on_first_process
@@ -95,8 +95,7 @@ def evaluate(
             if thought := thought_report(scorer):
                 console.say(thought.removeprefix("; "))
 
-        locked = place is None and process.index == 0
-        with open_folder(out) if locked and out is not None else nullcontext():
+        with nullcontext() if process.index or out is None else reserve_folder(out, place):
             run_on_first_process(judge.load(model, process), run, process)
         if place is not None:
             console.say(f"{out}{after_shard(place, out)}")
@@ -138,6 +137,7 @@ def curate(
     """
     from gram_jax.data.reading import read_records
     from gram_jax.data.self_supervised import write_preferences
+    from gram_jax.distributed.lock import file_lock, hold_lock
     from gram_jax.evals.curation import (
         CurationConfig,
         by_source,
@@ -153,9 +153,10 @@ def curate(
     records, _ = read_records(source, "comparison", **rows.arguments())
     judged = read_judged(records, scores)
     figures = by_source(judged, config)
-    written = write_preferences(out, curate(judged, config))
-    inputs = provenance(source, records, scores)
-    places = write_curation(out, judged, figures, config, inputs, written)
+    with hold_lock(file_lock(out.absolute()), error=DataError):
+        written = write_preferences(out, curate(judged, config))
+        inputs = provenance(source, records, scores)
+        places = write_curation(out, judged, figures, config, inputs, written)
     console = Console()
     _print_table(console, curation_table(figures))
     console.say(f"{out}: {written:,} of {len(judged):,} pairs; {places[0]}, {places[1]}")
@@ -304,7 +305,7 @@ def attack(
             for table in (clean_table(found), *attack_tables(found)):
                 _print_table(console, table)
 
-        with nullcontext() if process.index or place is not None else reserve_folder(out):
+        with nullcontext() if process.index else reserve_folder(out, place):
             run_on_first_process(judge.load(model, process), run, process)
 
 
