@@ -17,7 +17,7 @@ from gram_jax.model.decoder import hidden_states, hidden_states_and_load
 from gram_jax.model.execution import Execution
 from gram_jax.model.experts import balance_loss, max_load, mixture, route
 from gram_jax.model.lora import LoraConfig, lora_specs, lora_targets
-from gram_jax.model.quantize import quantize_int8
+from gram_jax.model.quantize import quantize
 from gram_jax.model.specs import param_specs
 from gram_jax.plan.flops import layer_weights
 from gram_jax.sharding import make_placement
@@ -157,7 +157,7 @@ def test_the_load_tells_balance_from_collapse(params, execution):
 @pytest.mark.slow
 def test_int8_experts_stay_close(params, execution):
     seqs = random_rows(CFG, [[30]], 32)
-    eight = quantize_int8(params)
+    eight = quantize(params, "int8")
     assert eight["layers"]["expert_up"].dtype == jnp.int8
     assert eight["layers"]["router"].dtype == jnp.float32
     h, exact = (hidden_states(p, CFG, seqs, execution)[:, :30] for p in (eight, params))
