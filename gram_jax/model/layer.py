@@ -81,8 +81,7 @@ def cast_and_gather(weights: Tree, cfg: ModelConfig, execution: Execution) -> Tr
         if path not in dynamic:
             weight = weight.astype(execution.compute_dtype)
         if path in specs:
-            axes = (None if axis == "embed" else axis for axis in specs[path].axes[1:])
-            weight = execution.placement.constrain(weight, *axes)
+            weight = execution.placement.gather(weight, *specs[path].axes[1:])
         return Quantized(weight, dynamic[path]) if path in dynamic else weight
 
     return tree.map_with_path(ready, weights)

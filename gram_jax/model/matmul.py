@@ -29,7 +29,9 @@ def quantize(x: jax.Array, axes: tuple[int, ...], dtype: Any) -> Quantized:
     wide, dtype = x.astype(jnp.float32), jnp.dtype(dtype)
     largest = jnp.abs(wide).max(axis=axes, keepdims=True)
     largest = jnp.where(largest > 0, largest, 1)  # all zeros
-    values = wide * (LARGEST[dtype.name] / largest)  # one division per scale instead of one per value
+    values = wide * (
+        LARGEST[dtype.name] / largest
+    )  # one division per scale instead of one per value
     values = jnp.round(values) if dtype == jnp.int8 else values
     return Quantized(values.astype(dtype), largest / LARGEST[dtype.name])
 
