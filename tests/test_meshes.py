@@ -349,7 +349,6 @@ def test_a_gather_in_two_steps_has_the_values_and_gradients_of_one(monkeypatch):
     monkeypatch.setattr(sharding, "lines_of_torus", lambda mesh: lines)
     for one, other in zip(once, found(), strict=True):
         np.testing.assert_array_equal(one, other)
-    assert once[1].sharding.spec == placement.spec(("embed", "mlp"))
 
 
 def test_no_device_holds_the_gradients_of_all_layers_whole():
