@@ -9,6 +9,7 @@ client has no answer, or another one than before.
 
 import argparse
 import asyncio
+import functools
 import json
 import random
 import re
@@ -187,12 +188,12 @@ async def status(reader: asyncio.StreamReader) -> str:
 
 
 def sending(make: Callable[[int], bytes]) -> Callable[[Streams, int], Awaitable[str]]:
-    """A client that sends these bytes and reads the answer."""
-    made: dict[int, bytes] = {}
+    """A client that sends these bytes, made once for each seed, and reads the answer."""
+    make = functools.cache(make)
 
     async def client(streams: Streams, seed: int) -> str:
         reader, writer = streams
-        writer.write(made.setdefault(0, make(seed)))
+        writer.write(make(seed))
         with suppress(OSError):  # refused before all was sent
             await writer.drain()
         return await status(reader)

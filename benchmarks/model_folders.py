@@ -96,11 +96,12 @@ def make_folder(family: str, place: Path, one: Placement, seed: int) -> tuple[Pa
 
 def change_config(settings: dict[str, Any], draw: random.Random) -> str:
     """Spoil an entry of config.json; returns its name."""
+    family = FAMILIES[settings["model_type"]]
     name = draw.choice(sorted(settings.keys() - FREE))
     sizes = [size for size in SIZES if size not in ("rms_norm_eps", "max_position_embeddings")]
     if name in sizes and draw.random() < 0.5:
         settings[name] = settings[name] * 2
-    elif name in sizes or draw.random() < 0.7:
+    elif name in sizes or name in family.defaults or draw.random() < 0.7:
         settings[name] = draw.choice(WRONG)
     else:
         del settings[name]

@@ -49,16 +49,9 @@ def main() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     code = "from gram_jax.cli import main; main()"
-    sizes = [
-        "--max-length",
-        "512",
-        "--max-queue",
-        "16384",
-        "--max-requests",
-        "128",
-        "--client-share",
-        "1",
-    ]
+    sizes = ["--max-length", "512"]
+    if not options.remote:  # a queue that ten times the clients fill
+        sizes += ["--max-queue", "16384", "--max-requests", "128", "--client-share", "1"]
     words = ["serve", options.model, "--port", str(port), *sizes]
     server = subprocess.Popen(
         [sys.executable, "-c", code, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

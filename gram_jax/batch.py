@@ -51,15 +51,17 @@ class VerdictBatch(NamedTuple):
 
 
 class RationaleBatch(NamedTuple):
-    """Stage 2 with rationales: a VerdictBatch, and the tokens of rationales as targets, as in a TokenBatch.
+    """Stage 2 with rationales: a VerdictBatch, and the R tokens of rationales that a row may hold as targets.
 
-    targets: i32 [B, T]; token_weights: f32 [B, T], which sum to the weight of its document in every document with a
-    rationale, and to 0 in others. verdict_at, label: i32 [B, M]; weights: f32 [B, M].
+    The token after column `target_at[b, r]` of row b is `targets[b, r]`, i32 [B, R]. target_weights: f32 [B, R], 0 for
+    unused slots, which sum to the weight of its document in every document with a rationale. verdict_at, label: i32
+    [B, M]; weights: f32 [B, M].
     """
 
     seqs: Sequences
+    target_at: Array
     targets: Array
-    token_weights: Array
+    target_weights: Array
     verdict_at: Array
     label: Array
     weights: Array

@@ -10,13 +10,14 @@ from server import until
 
 from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.scoring.request_batcher import (
+    SHORT,
     BatchedScorer,
     BatcherClosedError,
     DeadlineExceededError,
     QueueFullError,
     RequestBatcher,
 )
-from gram_jax.scoring.turns import Turns
+from gram_jax.scoring.turns import FairQueue, Turns
 
 PAIR = ("q", "a", "b")
 
@@ -159,6 +160,72 @@ def test_rankings_and_pairs_share_the_queue(judge, pool):
         (ranking,) = BatchedScorer(batcher).rank_many([("q", texts)], config)
         assert ranking.order == list(range(8, -1, -1)) and len(pairs.result(10)) == 50
     assert ranking.logit_diffs[3, 0] == 1.5
+
+
+def test_many_small_requests_wait_for_one_slice_of_a_large_one_of_another_client(pool):
+    """Clients share by tokens: sixteen small requests have fewer than one slice."""
+    judge = FakeJudge(call_tokens=2048)
+    large, small = [("q", "a" * 9, "b")] * 60, ("q", "aaa", "a")
+    with batching(judge) as batcher:
+        judge.go.clear()
+        first = pool.submit(ask, batcher, *large, client="large")
+        assert judge.asked.wait(10)
+        waiting = [pool.submit(ask, batcher, small, client="small") for _ in range(16)]
+        until(lambda: batcher.waiting == tokens(*large, *[small] * 16))
+        judge.seconds = 0.05
+        judge.go.set()
+        assert [one.result(10)[0].margin for one in waiting] == [1.0] * 16
+        # The batch that was being scored, and the one with all small requests.
+        assert len(judge.sizes) <= 3 and not first.done()
+        assert len(first.result(30)) == 60
+
+
+def test_the_next_turn_is_of_the_client_with_the_least_cost():
+    queue, order = FairQueue[str](), []
+    for number in range(16):
+        queue.append("small", f"s{number}")
+    for number in range(3):
+        queue.append("large", f"l{number}")
+    for _ in range(17):
+        client, item = queue.pop()
+        queue.charge(client, 100 if client == "large" else 2)
+        order.append(item)
+    assert order.index("l0") == 1 and "l1" not in order
+    queue.append("new", "n0")  # begins where the others are
+    assert queue.pop() == ("new", "n0") and queue.pop() == ("large", "l1")
+
+
+def test_a_client_that_was_idle_gets_no_credit():
+    queue = FairQueue[int]()
+    queue.append("early", 0)
+    queue.charge(queue.pop()[0], 1)
+    for number in range(50):
+        queue.append("busy", number)
+        queue.charge(queue.pop()[0], 10)
+    for number in range(4):
+        queue.append("busy", number)
+        queue.append("early", number)
+    served = []
+    while queue:
+        client, _ = queue.pop()
+        queue.charge(client, 10)
+        served.append(client)
+    assert sorted(served[:2]) == sorted(served[2:4]) == ["busy", "early"]
+
+
+def test_a_long_text_is_tokenized_beside_short_ones(judge, pool):
+    """Its turn is held here; short texts have slots of their own."""
+    with batching(judge) as batcher:
+        with batcher.encoding_long.turn("large"):
+            long = pool.submit(ask, batcher, ("q", "a" * SHORT, "b"), client="large")
+            until(lambda: batcher.encoding_long.waiting == 1)
+            assert len(ask(batcher, PAIR, client="small")) == 1 and not long.done()
+        assert long.result(10)[0].margin == (SHORT - 1) / 2
+
+
+def test_a_turn_after_the_deadline_is_refused_though_a_slot_is_free():
+    with pytest.raises(TimeoutError), Turns(1).turn("a", time.monotonic() - 1):
+        pass
 
 
 def test_clients_get_turns_one_after_the_other(pool):

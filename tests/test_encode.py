@@ -1,6 +1,8 @@
 """From texts to tokens: no delimiter can be forged, every cut is counted, and batches equal single texts."""
 
 import json
+import threading
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -280,6 +282,37 @@ def test_removed_tokens_are_counted():
     cut = encode(*texts)
     assert not whole.shortened and whole.removed == 0
     assert cut.shortened and cut.removed == len(whole.tokens) - len(cut.tokens)
+
+
+@pytest.mark.parametrize("text", ["", "a", "héllo 🙂🙂 漢字 word " * 9, "e\u0301 ½" * 9])
+@pytest.mark.parametrize("most", [1, 7, 1000])
+def test_the_ends_of_first_and_last_tokens_are_those_of_the_tokenizers_offsets(text, most):
+    tokenizer = tiny_tokenizer()
+    found = text_encoder(tokenizer).text_ends(text, most)
+    offsets = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).offsets
+    ends = [end for _, end in offsets]
+    assert found == (len(ends), ends[:most], ends[-most:])
+
+
+def test_other_threads_run_while_a_long_text_is_tokenized_and_cut():
+    """`Tokenizer.encode` holds the GIL for half of this time."""
+    tokenizer, text = tiny_tokenizer(), "the judge reads a response " * 8000
+    spec, over, longest = make_spec(tokenizer, max_length=256), threading.Event(), 0.0
+
+    def tick() -> None:
+        nonlocal longest
+        last = time.monotonic()
+        while not over.wait(0.001):
+            longest, last = max(longest, time.monotonic() - last), time.monotonic()
+
+    other = threading.Thread(target=tick)
+    other.start()
+    started = time.monotonic()
+    (found,) = encode_items(tokenizer, spec.comparison, [("q", text, "b")], 256)
+    seconds = time.monotonic() - started
+    over.set()
+    other.join()
+    assert found.shortened and longest < seconds / 3
 
 
 def test_common_limit_shares_what_is_left():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from test_families import LONG, SIZES, WINDOW, logits_of_transformers, random_model, rows
+from test_families import MODELS as FAMILIES
 from test_gguf import neighbours
 
 from gram_jax.batch import Sequences
@@ -26,17 +27,40 @@ MODELS = {
     "mistral": ("llama", "Mistral", dict(head_dim=16, sliding_window=None), {}),
     "qwen3_moe": (
         "qwen3moe",
-        "Qwen3Moe",
-        dict(
-            head_dim=16,
-            moe_intermediate_size=24,
-            num_experts=8,
-            num_experts_per_tok=3,
-            norm_topk_prob=True,
-        ),
+        *FAMILIES["qwen3_moe"],
         {"expert_count": 8, "expert_used_count": 3, "expert_feed_forward_length": 24},
     ),
     "smollm3": ("smollm3", "SmolLM3", dict(no_rope_layers=[1, 1, 1, 0]), {}),
+    "ministral3": (
+        "mistral3",
+        *FAMILIES["ministral3"],
+        {
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 16.0,
+            "rope.scaling.original_context_length": 16,
+            "rope.scaling.yarn_beta_fast": 32.0,
+            "rope.scaling.yarn_beta_slow": 1.0,
+            "rope.scaling.yarn_log_multiplier": 1.0,
+            "attention.temperature_scale": 0.1,
+        },
+    ),
+    "mistral small": ("mistral3", "Mistral", dict(head_dim=16, sliding_window=None), {}),
+    "olmo2": ("olmo2", *FAMILIES["olmo2"], {}),
+    "olmo3": (
+        "olmo2",
+        "Olmo3",
+        dict(
+            layer_types=["full_attention", "sliding_attention"] * 2,
+            **FAMILIES["olmo3"][1],
+        ),
+        {
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 4.0,
+            "rope.scaling.original_context_length": 64,
+            "attention.sliding_window": WINDOW,
+            "attention.sliding_window_pattern": [False, True, False, True],
+        },
+    ),
     "phi3": ("phi3", "Phi3", {}, {"attention.sliding_window": 0}),
     "phi4 mini": (
         "phi3",
@@ -83,7 +107,7 @@ def files(request, tmp_path_factory):
     arch, name, settings, metadata = MODELS[request.param]
     folder = tmp_path_factory.mktemp("model")
     model = random_model(name, settings, folder)
-    config = {**SIZES, "head_dim": 8, **settings}
+    config = {**SIZES, "head_dim": 8, **settings, "rms_norm_eps": model.config.rms_norm_eps}
     return model, folder, write(folder / "x.gguf", arch, folder, config, metadata, theta(model))
 
 
@@ -103,10 +127,11 @@ def write(path, arch, folder, config, metadata, rope_theta):
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_key_length(config["head_dim"])
     writer.add_value_length(config["head_dim"])
-    writer.add_layer_norm_rms_eps(config.get("rms_norm_eps", 1e-5 if arch == "phi3" else 1e-6))
+    writer.add_layer_norm_rms_eps(config.get("rms_norm_eps", 1e-6))
     writer.add_rope_freq_base(rope_theta)
     for key, value in metadata.items():
         add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+        add[list] = writer.add_array
         add[type(value)](f"{arch}.{key}", value)
     for name, array in converted(arch, load_file(folder / "model.safetensors"), config).items():
         writer.add_tensor(name, array)
@@ -133,7 +158,7 @@ def converted(arch, tensors, config):
             expert, _, matrix = rest.partition(".")
             experts.setdefault(f"{layer}.experts.{matrix}", {})[int(expert)] = array
             continue
-        if arch in ("llama", "smollm3") and ("q_proj" in name or "k_proj" in name):
+        if arch in ("llama", "mistral3", "smollm3") and ("q_proj" in name or "k_proj" in name):
             heads = "num_attention_heads" if "q_proj" in name else "num_key_value_heads"
             array = neighbours(array, config[heads])
         if arch.startswith("gemma") and name.endswith("norm.weight"):

@@ -112,6 +112,14 @@ def slurm(request, tmp_path: Path):
 
 
 @pytest.fixture
+def one_slurm(request, tmp_path: Path):
+    """A real Slurm if it can be started here, for tests that take half a minute."""
+    if missing():
+        return FakeSlurm(tmp_path)
+    return RealSlurm(tmp_path, request.getfixturevalue("real_cluster"))
+
+
+@pytest.fixture
 def fake(tmp_path: Path) -> FakeSlurm:
     return FakeSlurm(tmp_path)
 
@@ -243,7 +251,8 @@ def test_the_script_needs_nothing_beside_it():
     assert os.access(SCRIPT, os.X_OK)
 
 
-def test_the_real_program_trains_on_two_nodes_is_preempted_and_resumes(slurm, tmp_path: Path):
+def test_the_real_program_trains_on_two_nodes_is_preempted_and_resumes(one_slurm, tmp_path: Path):
+    slurm = one_slurm
     slurm.program("gram-jax", REAL)
     job = slurm.submit("--nodes=2", SCRIPT, recipe(tmp_path, 160), **surroundings(tmp_path))
     wait_until_it_trains(tmp_path)

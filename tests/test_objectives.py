@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_config
-from model_cases import LABELS, random_params, random_rows
+from model_cases import LABELS, random_params, random_rows, shapes_in
 from scipy.special import expit, logit
 
-from gram_jax.batch import BradleyTerryBatch, TokenBatch, VerdictBatch
+from gram_jax.batch import BradleyTerryBatch, RationaleBatch, TokenBatch, VerdictBatch
 from gram_jax.model.decoder import hidden_states
 from gram_jax.model.heads import hidden_at, label_logits, unembedding
 from gram_jax.sharding import make_placement
@@ -20,6 +20,7 @@ from gram_jax.training.objectives import (
     bradley_terry_objective,
     consistent_verdict_objective,
     pretrain_objective,
+    rationale_objective,
     verdict_objective,
 )
 
@@ -46,6 +47,16 @@ def token_batch() -> TokenBatch:
     return TokenBatch(seqs, targets, weights.astype(np.float32))
 
 
+def rationale_batch() -> RationaleBatch:
+    """The last five tokens of every row's first document are a rationale; the last two of seven slots are unused."""
+    seqs, at, label, weights = verdict_batch()
+    slots = np.arange(7)
+    target_at = np.where(slots < 5, at[:, :1] - 5 + slots, 0).astype(np.int32)
+    targets = np.take_along_axis(seqs.tokens, target_at + 1, 1)
+    target_weights = np.where(slots < 5, weights[:, :1] / 5, 0).astype(np.float32)
+    return RationaleBatch(seqs, target_at, targets, target_weights, at, label, weights)
+
+
 def ranking_batch() -> BradleyTerryBatch:
     """Rows of two documents: one pair each."""
     seqs = random_rows(CFG, [[10, 20], [30, 6], [5, 5], [17, 31]], T)
@@ -54,12 +65,21 @@ def ranking_batch() -> BradleyTerryBatch:
     return BradleyTerryBatch(seqs, chosen, rejected, np.array([[1], [1], [0], [1]], np.float32))
 
 
+def mixed_objective(cfg, execution, chunk_size):
+    return rationale_objective(
+        cfg, execution, label_ids=LABELS, smoothing=0.1, verdict_weight=0.5, rationale_weight=2.0,
+        chunk_size=chunk_size,
+    )  # fmt: skip
+
+
 def objective_of(stage, execution):
     if stage == "pretrain":
         return pretrain_objective(CFG, execution, chunk_size=64), token_batch()
     if stage == "finetune":
         make = verdict_objective(CFG, execution, label_ids=LABELS, smoothing=0.1)
         return make, verdict_batch()
+    if stage == "rationale":
+        return mixed_objective(CFG, execution, chunk_size=16), rationale_batch()
     return bradley_terry_objective(CFG, execution), ranking_batch()
 
 
@@ -82,7 +102,7 @@ def step(stage, execution):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["blocked", "xla"])
-@pytest.mark.parametrize("stage", ["pretrain", "finetune", "bradley_terry"])
+@pytest.mark.parametrize("stage", ["pretrain", "finetune", "rationale", "bradley_terry"])
 def test_eight_devices_compute_what_one_computes(stage, backend, execution, cube):
     execution = dataclasses.replace(execution, attention=backend)
     (loss, metrics), gradients = step(stage, execution)
@@ -100,10 +120,11 @@ def test_eight_devices_compute_what_one_computes(stage, backend, execution, cube
     )
 
 
-def test_a_mesh_may_spread_time_too(execution):
-    (loss, _), _ = step("finetune", execution)
+@pytest.mark.parametrize("stage", ["finetune", "rationale"])
+def test_a_mesh_may_spread_time_too(stage, execution):
+    (loss, _), _ = step(stage, execution)
     mesh = make_placement({"data": 2, "sequence": 2, "tensor": 2}, devices=jax.devices()[:8])
-    (spread, _), _ = step("finetune", dataclasses.replace(execution, placement=mesh))
+    (spread, _), _ = step(stage, dataclasses.replace(execution, placement=mesh))
     np.testing.assert_allclose(loss, spread, rtol=1e-5)
 
 
@@ -206,6 +227,22 @@ def test_stage_one_holds_no_more_logits_than_a_chunk(execution, one_device):
     shapes = [[int(n) for n in s.split(",")] for s in re.findall(r"\w\[([\d,]+)\]", compiled)]
     largest = max(math.prod(shape) for shape in shapes if cfg.vocab_size in shape)
     assert largest <= chunk * cfg.vocab_size < batch.targets.size * cfg.vocab_size
+
+
+def test_stage_rationale_computes_logits_of_the_vocabulary_for_targets_only(execution, one_device):
+    cfg, chunk = (
+        dataclasses.replace(CFG, vocab_size=1024),
+        12,
+    )  # of 4 rows of 7 targets and 48 columns
+    run = jax.value_and_grad(mixed_objective(cfg, execution, chunk), has_aux=True)
+    found = list(shapes_in(run, random_params(cfg, one_device), rationale_batch()))
+    logits = {
+        shape for _, shape in found if cfg.vocab_size in shape and cfg.embed_size not in shape
+    }
+    assert logits and {math.prod(shape[:-1]) for shape in logits} <= {1, chunk}
+    # 3 pieces of 3 columns, and in each one product for the logits and two for the gradients
+    products = [shape for name, shape in found if name == "dot_general" and cfg.vocab_size in shape]
+    assert sorted(products) == [(4, 3, cfg.vocab_size), (cfg.vocab_size, cfg.embed_size)]
 
 
 def test_ranking_loss_is_bradley_terry_of_the_two_rewards(execution, one_device):

@@ -1,11 +1,14 @@
 """Results in parts: whatever is killed, and by however many processes, the joined file is that of one process."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from cli_runner import run_cli
+from conftest import tiny_config
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +17,7 @@ from gram_jax.data.sources import read_rows as read_source
 from gram_jax.distributed.lock import file_lock, hold_lock
 from gram_jax.errors import DataError, GramError, InUseError, MissingExtraError
 from gram_jax.files import write_json
+from gram_jax.interop.hf_config import config_to_hf
 from gram_jax.judge.messages import as_prompt
 from gram_jax.progress import no_progress
 from gram_jax.remote import local_copies, open_filesystem
@@ -25,6 +29,7 @@ from gram_jax.scoring.results import (
     RowTask,
     Shard,
     accept_rows,
+    hold_shard,
     list_source,
     read_rows,
     write_rows,
@@ -276,6 +281,44 @@ def test_of_two_processes_with_one_shard_the_second_is_refused(tmp_path):
     write(out, Shard(1, 2, 5))
     merge_parts(str(out))
     assert written(out) == written(whole(tmp_path))
+
+
+@pytest.mark.parametrize("command", ["score", "rank", "evaluate", "attack", "bon"])
+def test_of_two_commands_with_one_shard_the_second_is_refused_before_it_loads_a_model(
+    tmp_path, command
+):
+    """The model has a config and no weights."""
+    pairs, model = tmp_path / "pairs.jsonl", tmp_path / "model"
+    pairs.write_text(json.dumps({"prompt": "q", "chosen": "a", "rejected": "b"}))
+    model.mkdir()
+    write_json(model / "config.json", config_to_hf(tiny_config("qwen3", True), "float32"))
+    out = tmp_path / ("out.jsonl" if command in ("score", "rank") else "out")
+    words = {
+        "score": [pairs, out, "--model", model],
+        "rank": [pairs, out, "--model", model],
+        "evaluate": [model, pairs, "--out", out],
+        "attack": [model, pairs, "--out", out],
+        "bon": ["tiny-random", model, pairs, "--out", out, "--n", 2],
+    }[command]
+    shard = (*words, "--shard", "1/2")
+    with hold_shard(out, Shard(1, 2, 5)):
+        ran = run_cli(command, *shard)
+    assert ran.status == 2 and f"process {os.getpid()} on" in ran.output
+    ran = run_cli(command, *shard)
+    assert ran.status == 2 and f"process {os.getpid()} on" not in ran.output
+
+
+def test_of_two_commands_that_write_rationales_or_a_gate_the_second_is_refused(tmp_path):
+    pairs, out, folder = tmp_path / "pairs.jsonl", tmp_path / "out.jsonl", tmp_path / "folder"
+    pairs.write_text(json.dumps({"prompt": "q", "chosen": "a", "rejected": "b"}))
+    folder.mkdir()
+    votes = tmp_path / "out.votes.jsonl", folder / "votes.jsonl"
+    with hold_lock(file_lock(votes[0])), hold_lock(file_lock(votes[1])):
+        for ran in (
+            run_cli("rationales", "no-model", pairs, out),
+            run_cli("think", "no-model", pairs, "--budget", 10, "--out", folder),
+        ):
+            assert ran.status == 2 and f"process {os.getpid()} on" in ran.output
 
 
 def test_of_two_processes_with_one_file_the_second_is_refused(tmp_path):

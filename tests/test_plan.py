@@ -340,6 +340,7 @@ def test_training_is_three_forward_passes_and_stage_one_has_a_head(recipe):
     assert a.layers == b.layers == 6 * layer_weights(CFG) * tokens
     assert a.model == b.model and b.head == 0
     assert a.head == 6 * CFG.vocab_size * CFG.embed_size * tokens
+    assert training_flops(judge, CFG, targets=24).head == a.head * 24 / 192
     assert a.attention == 3 * scoring_flops(CFG, 4, 192).attention
     thin = replace(judge, lora=AdapterConfig(rank=4, alpha=8.0, target_modules=("q", "v")))
     # two layers; q: 64 x 4 and 4 x 64; v: 64 x 4 and 4 x 32

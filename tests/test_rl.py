@@ -102,9 +102,13 @@ def test_a_stopped_run_goes_on_exactly(tmp_path):
 
     with pytest.raises(StoppedError, match="step 2 of 4"):
         run(tmp_path / "torn", "ppo", stopping, **settings)
+    verify_folder(tmp_path / "torn")
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "torn", "ppo", interrupted(tmp_path / "torn", after=3), **settings)
+    verify_folder(tmp_path / "torn")
     done = run(tmp_path / "torn", "ppo", vowels, **settings)
+    for name in ("torn", "whole"):
+        verify_folder(tmp_path / name)
     assert done.steps == whole.steps == 4
     assert metrics(tmp_path / "torn") == metrics(tmp_path / "whole")
     kept = {x.name for x in (tmp_path / "torn" / "checkpoints").iterdir() if x.name.isdigit()}
@@ -112,6 +116,15 @@ def test_a_stopped_run_goes_on_exactly(tmp_path):
     placement = one_device()
     weights = (load_model(x.folder, placement, None)[1] for x in (done, whole))
     jax.tree.map(np.testing.assert_array_equal, *weights)
+
+
+def test_a_run_that_was_killed_before_its_first_state_is_not_called_damaged(tmp_path):
+    """It then has a recipe, and no run.json that states its kind."""
+    recipe = make_rl_recipe(values(tmp_path / "run"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.toml").write_text(recipe_to_toml(recipe))
+    with pytest.raises(CheckpointError, match="has nothing to verify"):
+        verify_folder(tmp_path / "run")
 
 
 def test_a_steered_divergence_goes_on_exactly(tmp_path):

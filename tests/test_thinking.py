@@ -1,22 +1,29 @@
 """Scores with thought: votes that depend on their pair alone, verdicts read after the rationale, the gate."""
 
+from contextlib import nullcontext
 from dataclasses import replace
+from itertools import combinations
 
 import jax
 import numpy as np
 import pytest
 
 from gram_jax.batch import Sequences
+from gram_jax.data.records import Comparison
 from gram_jax.errors import DataError, JudgeError
 from gram_jax.interop.models import load_tokenizer
 from gram_jax.judge.encode import encode_items
+from gram_jax.judge.messages import as_prompt
 from gram_jax.judge.rationale import RationaleEncoder
 from gram_jax.judge.spec import make_spec
 from gram_jax.model.decoder import hidden_states
 from gram_jax.model.heads import label_logits
+from gram_jax.rewards.forms import RewardForm, Rewards
 from gram_jax.scoring.pair import combine_orders
+from gram_jax.scoring.results import OutputSink
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.scoring.think import Think, combine_votes
+from gram_jax.scoring.votes import read_votes, write_votes
 from gram_jax.sharding import make_placement
 
 # The letter "t" ends a rationale, which the random model writes soon.
@@ -119,6 +126,96 @@ def test_a_thinking_judge_ranks(judge):
     again = judge.rank("Name a prime.", responses[::-1], think=THINK)
     assert sorted(found.order) == [0, 1, 2]
     assert found.strengths.tolist() == again.strengths[::-1].tolist()
+
+
+def diffs_of_votes(thinking, prompt, responses):
+    """f64 [n, n]: the log-odds of the combined votes with response i shown first and j second, 0 without a verdict."""
+    diffs = np.zeros((len(responses), len(responses)))
+    for i, j in combinations(range(len(responses)), 2):
+        (thought,) = thinking.thoughts([(prompt, responses[i], responses[j])])
+        for place, votes in zip(((i, j), (j, i)), thought.rationales, strict=True):
+            diffs[place] = np.nan_to_num(combine_votes([x.logit_diff for x in votes], "mean"))
+    return diffs
+
+
+def test_rankings_and_rewards_are_those_of_the_votes_whatever_the_batch(judge):
+    thinking = judge.thinking(THINK)
+    prompt, responses = "Name a prime.", ["Seven.", "Nine, or ten.", "Two."]
+    diffs = diffs_of_votes(thinking, prompt, responses)
+    assert np.count_nonzero(diffs) == 3  # the other orders have no verdict
+    found = judge.rank(prompt, responses, method="round_robin", think=THINK)
+    np.testing.assert_array_equal(
+        found.logit_diffs[~np.eye(3, dtype=bool)], np.float32(diffs)[~np.eye(3, dtype=bool)]
+    )
+    scores = [
+        [combine_orders(diffs[i, j], diffs[j, i], False) for j in range(3) if j != i] for i in range(3)
+    ]  # fmt: skip
+    wins = [np.mean([score.first for score in of_one]) for of_one in scores]
+    group = Rewards(thinking, RewardForm("group"))
+    assert group.of([prompt] * 3, responses) == pytest.approx(wins, abs=1e-6)
+    mixed = group.of(
+        ["Hi.", prompt, prompt, "Hi.", prompt], ["Yes.", *responses[:2], "No.", responses[2]]
+    )
+    assert [mixed[at] for at in (1, 2, 4)] == group.of([prompt] * 3, responses)
+    odds = Rewards(thinking, RewardForm("reference", "log_odds")).of(
+        [prompt], responses[:1], ["Two."]
+    )
+    assert odds == [judge.score(prompt, "Seven.", "Two.", think=THINK).margin]
+
+
+def interrupted(after):
+    """Progress that stops the process, as Ctrl-C does, after this number of pairs."""
+    left = [after]
+
+    class Bar:
+        def update(self, count=1, **_):
+            left[0] -= count
+            if left[0] < 0:
+                raise KeyboardInterrupt
+
+    return lambda *_, **__: nullcontext(Bar())
+
+
+def test_interrupted_votes_resume_to_the_same_bytes(judge, thoughts, tmp_path):
+    thinking, records = (
+        judge.thinking(THINK),
+        [Comparison(as_prompt(p), a, b, id=p) for p, a, b in PAIRS * 2],
+    )
+    whole, torn = tmp_path / "whole.jsonl", tmp_path / "torn.jsonl"
+    write_votes(thinking, "m", "pairs", records, OutputSink(whole))
+    found = read_votes(whole)
+    assert [x._replace(direct=None) for x in found] == thoughts * 2
+    assert [x.direct for x in found] == judge.score_many(PAIRS * 2)
+    with pytest.raises(KeyboardInterrupt):
+        write_votes(thinking, "m", "pairs", records, OutputSink(torn, progress=interrupted(8)))
+    assert len(torn.read_bytes().splitlines()) == 8
+    torn.write_bytes(torn.read_bytes()[:-40])  # killed in the middle of a line
+    done = write_votes(thinking, "m", "pairs", records, OutputSink(torn))
+    assert (done.before, done.written) == (7, 3)
+    assert torn.read_bytes() == whole.read_bytes()
+    with pytest.raises(DataError, match="think: "):
+        write_votes(judge.thinking(replace(THINK, seed=9)), "m", "pairs", records, OutputSink(torn))
+
+
+def test_a_proof_shows_the_label_to_the_rationale_and_not_to_the_verdict(judge, thoughts):
+    thinking, text = judge.thinking(THINK), "Response {label} is better.\n"
+    encoder = RationaleEncoder(judge.tokenizer, judge.spec.generation_prompt, judge.spec.rationale)
+    (comparison,) = encode_items(judge.tokenizer, judge.spec.comparison, [PAIRS[2]], 256)
+    shown = judge.tokenizer.decode(encoder.prompt(comparison.tokens, "Response A is better.\n"))
+    assert shown.endswith("assistant\nResponse A is better.\nReasons:\n")
+    (proof,) = thinking.thoughts(PAIRS[2:3], prove=text)
+    assert [x.text for x in proof.rationales[0]] != [x.text for x in thoughts[2].rationales[0]]
+    # The hint of the swapped pair names the other place, and the pair is another one.
+    prompt, first, second = PAIRS[2]
+    (other,) = thinking.thoughts([(prompt, second, first)], prove=text)
+    assert other.rationales[0] != proof.rationales[1]
+    vote = next(vote for vote in proof.rationales[0] if vote.outcome == "verdict")
+    ((read,),) = thinking.read_verdicts([comparison], [[(vote.text, vote.tokens, "verdict")]])
+    assert read.logit_diff == vote.logit_diff
+    with pytest.raises(DataError, match="label"):
+        next(thinking.thoughts(PAIRS[:1], prove="It is better."))
+    with pytest.raises(JudgeError, match="context"):
+        next(thinking.thoughts(PAIRS[:1], prove="{label} is better. " + "It is. " * 2000))
 
 
 def test_the_mean_of_votes_is_that_of_their_probabilities():

@@ -56,7 +56,7 @@ def evaluate(
         overwrite: Score these sources again.
     """
     from gram_jax.evals.datasets import HUB, read_dataset
-    from gram_jax.evals.evaluate import EvaluationFolder, make_folder, open_folder
+    from gram_jax.evals.evaluate import EvaluationFolder, make_folder, reserve_folder
     from gram_jax.evals.tables import rows_read, source_tables
     from gram_jax.interop.models import model_config
     from gram_jax.scoring.group import run_on_first_process
@@ -95,8 +95,7 @@ def evaluate(
             if thought := thought_report(scorer):
                 console.say(thought.removeprefix("; "))
 
-        locked = place is None and process.index == 0
-        with open_folder(out) if locked and out is not None else nullcontext():
+        with nullcontext() if process.index or out is None else reserve_folder(out, place):
             run_on_first_process(judge.load(model, process), run, process)
         if place is not None:
             console.say(f"{out}{after_shard(place, out)}")
@@ -138,6 +137,7 @@ def curate(
     """
     from gram_jax.data.reading import read_records
     from gram_jax.data.self_supervised import write_preferences
+    from gram_jax.distributed.lock import file_lock, hold_lock
     from gram_jax.evals.curation import (
         CurationConfig,
         by_source,
@@ -153,9 +153,10 @@ def curate(
     records, _ = read_records(source, "comparison", **rows.arguments())
     judged = read_judged(records, scores)
     figures = by_source(judged, config)
-    written = write_preferences(out, curate(judged, config))
-    inputs = provenance(source, records, scores)
-    places = write_curation(out, judged, figures, config, inputs, written)
+    with hold_lock(file_lock(out.absolute()), error=DataError):
+        written = write_preferences(out, curate(judged, config))
+        inputs = provenance(source, records, scores)
+        places = write_curation(out, judged, figures, config, inputs, written)
     console = Console()
     _print_table(console, curation_table(figures))
     console.say(f"{out}: {written:,} of {len(judged):,} pairs; {places[0]}, {places[1]}")
@@ -173,37 +174,42 @@ def think(
     think: ThinkOptions = ThinkOptions(votes=1),
     limit: Annotated[int | None, TwoOrMore] = None,
     seed: Annotated[int, NotNegative] = 0,
+    overwrite: bool = False,
 ) -> None:
     """Measure accuracy against generated tokens, and fit the gate, with which only uncertain pairs get rationales.
+
+    With --out, an interrupted command resumes.
 
     Args:
         source: Labeled pairs of any schema; half of the prompts fit the gate, the others give the figures.
         budget: Mean number of generated tokens of a pair, both orders and all votes together.
-        out: A folder for thinking.json.
+        out: A folder for thinking.json and the votes.
         limit: Use only the first N rows.
         seed: Seed of the two halves.
+        overwrite: Sample the rationales again.
     """
     from gram_jax.data.reading import read_records
     from gram_jax.evals.evaluate import make_folder
     from gram_jax.evals.thinking import ThinkingResults, measure_thinking
     from gram_jax.files import write_json
+    from gram_jax.scoring.results import OutputSink, reserve
     from gram_jax.scoring.scorer import Scorer
+    from gram_jax.scoring.think import rationale_counts
 
     console = Console()
     settings = think.settings()
     assert settings is not None  # votes have a default here
     records, _ = read_records(source, "preference", limit=limit, **rows.arguments())
-    scorer = Scorer.load(model, **judge.arguments()).thinking(settings)
-    with console.progress(len(records), label=Path(source).name, unit="pairs") as bar:
+    if out is not None:
+        make_folder(out)
+    sink = OutputSink(out and out / "votes.jsonl", overwrite, console.progress)
+    with reserve(sink):
+        scorer = Scorer.load(model, **judge.arguments()).thinking(settings)
         found = measure_thinking(
-            scorer,
-            records,
-            model=model,
-            source=source,
-            budget=budget,
-            seed=seed,
-            progress=lambda count: bar.update(count, units=count),
+            scorer, records, model=model, source=source, budget=budget, seed=seed, sink=sink
         )
+        if out is not None:
+            write_json(out / ThinkingResults.FILE, found.model_dump(), error=DataError)
     columns = (
         "think if |margin| <",
         "pairs with thought",
@@ -224,7 +230,9 @@ def think(
     console.table(
         f"{found.pairs} pairs; the last row is the gate for {budget:g} tokens", columns, rows_shown
     )
-    console.say(scorer.report())
+    outcomes = found.without_verdict
+    counts = {"verdict": found.rationales - sum(outcomes.values())} | outcomes
+    console.say(rationale_counts(counts, found.rationale_tokens))
     console.say(
         "--think-below "
         + (
@@ -233,9 +241,6 @@ def think(
             else f"{found.gate.below:.6g}"
         )
     )
-    if out is not None:
-        make_folder(out)
-        write_json(out / ThinkingResults.FILE, found.model_dump(), error=DataError)
 
 
 def attack(
@@ -300,7 +305,7 @@ def attack(
             for table in (clean_table(found), *attack_tables(found)):
                 _print_table(console, table)
 
-        with nullcontext() if process.index or place is not None else reserve_folder(out):
+        with nullcontext() if process.index else reserve_folder(out, place):
             run_on_first_process(judge.load(model, process), run, process)
 
 

@@ -128,37 +128,60 @@ def rationales(
     out: Path,
     /,
     *,
+    accept: Literal["label", "agreement", "all"] = "label",
+    agreement: float = 1.0,
     keep: Annotated[int, AtLeastOne] = 1,
+    prove: str | None = None,
     judge: JudgeOptions = JudgeOptions(),
     think: ThinkOptions = ThinkOptions(votes=4),
     rows: RowOptions = RowOptions(),
+    shards: ShardOptions = ShardOptions(),
     limit: Annotated[int | None, AtLeastOne] = None,
     overwrite: bool = False,
 ) -> None:
-    """Sample rationales for labeled pairs and write those with the right verdict, as data of stage "rationale".
+    """Sample rationales for pairs and write those that are accepted, as data of stage "rationale".
+
+    All rationales are in a file beside OUT that ends in .votes.jsonl, from which an interrupted command resumes.
 
     Args:
-        source: Labeled pairs of any schema.
+        source: Labeled pairs of any schema; with --accept agreement, pairs without labels.
         out: Labeled pairs with a column `rationale`, as JSON lines.
+        accept: label: rationales whose verdict is the label. all: those with a verdict. agreement: no labels are used;
+            those with the verdict on which the votes of both orders agree, which becomes the label.
+        agreement: Share of the votes of each order that have to agree, above 0.5.
         keep: Maximum number of rationales of a pair in one order.
+        prove: Text with {label} before each rationale, which states the better response; a backslash and n stand for a
+            line break. The verdict after the rationale is read without it.
         limit: Use only the first N rows.
-        overwrite: Replace the output if it exists.
+        overwrite: Sample again, and replace the output if it exists.
     """
     from gram_jax.data.reading import read_records
-    from gram_jax.scoring.rationales import write_accepted
+    from gram_jax.scoring.rationales import Selection, write_accepted
+    from gram_jax.scoring.results import OutputSink, reserve
     from gram_jax.scoring.scorer import Scorer
+    from gram_jax.scoring.votes import read_votes, write_votes
 
-    if out.exists() and not overwrite:
+    selection = Selection(accept, agreement, keep)
+    if prove is not None and accept == "agreement":
+        raise DataError("--prove states the label of a pair: leave it out with --accept agreement")
+    votes = out.with_name(f"{out.name.removesuffix('.jsonl')}.votes.jsonl")
+    if out.exists() and not votes.exists() and not overwrite:
         raise DataError(f"{out} exists: give another file, or --overwrite")
-    console, settings = Console(), think.settings()
+    console, settings, place = Console(), think.settings(), shards.place(GroupOptions())
     assert settings is not None  # votes have a default here
-    records, _ = read_records(source, "preference", limit=limit, **rows.arguments())
-    scorer = Scorer.load(model, **judge.arguments()).thinking(settings)
-    with console.progress(len(records), label=Path(source).name, unit="pairs") as bar:
-        done = write_accepted(
-            scorer, records, out, keep=keep, progress=lambda count: bar.update(count, units=count)
-        )
-    console.say(f"{out}: {done.to_text()}")
+    kind = "comparison" if accept == "agreement" else "preference"
+    records, _ = read_records(source, kind, limit=limit, **rows.arguments())
+    if accept != "agreement":
+        records = [record for record in records if record.has_preference]
+    sink = OutputSink(votes, overwrite, console.progress, place)
+    with reserve(sink):
+        scorer = Scorer.load(model, **judge.arguments()).thinking(settings)
+        text = (prove or "").replace("\\n", "\n")
+        written = write_votes(scorer, model, source, records, sink, prove=text)
+        console.say(f"{votes}: {written.to_text()}{after_shard(place, votes)}")
+        if place is None:
+            done = write_accepted(records, read_votes(votes), out, selection)
+            console.say(f"{out}: {done.to_text()}")
 
 
 def merge(place: str, /, *, overwrite: bool = False) -> None:

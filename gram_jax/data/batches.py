@@ -70,6 +70,7 @@ class BatchPlan:
         self._lock = threading.Lock()  # used by the feed threads and the training loop
         self._ends: list[int] = []  # steps before the end of epoch 0, 1, ...
         self.slots = self._most_slots()
+        self.targets = min(max_length, self.slots * self.examples.most_targets)
 
     def _most_slots(self) -> int:
         """M, the verdicts (pairs of the baseline) that a row may hold, the same in every epoch."""
@@ -124,7 +125,7 @@ class BatchPlan:
         rows = self.batch_size // count
         low = batch * self.batch_size + index * rows
         places = self._plan(epoch).rows(low, low + rows)
-        return _fill(self.examples, places, rows, self.max_length, self.slots)
+        return _fill(self.examples, places, rows, self.max_length, self.slots, self.targets)
 
     def share_metrics(self, step: int) -> dict[str, tuple[float, float]]:
         """(units of a source, units) of the batch of a step, by "share/SOURCE"; {} if there is one source."""
@@ -212,7 +213,9 @@ def _without_long(examples: Examples, length: int, together: bool) -> Examples:
     return kept
 
 
-def _fill(examples: Examples, places: EpochPlan, rows: int, length: int, slots: int) -> Batch:
+def _fill(
+    examples: Examples, places: EpochPlan, rows: int, length: int, slots: int, targets: int
+) -> Batch:
     documents, placed = examples.documents, places.document
     lengths = documents.lengths[placed]
     # for every token: its row, column, position in the document and index in documents.tokens
@@ -225,30 +228,46 @@ def _fill(examples: Examples, places: EpochPlan, rows: int, length: int, slots: 
         positions=_scatter(shape, at, within),
         segments=_scatter(shape, at, slot + 1),
     )
-    tokens = None
-    if examples.stage in ("pretrain", "rationale"):
-        # Targets are shifted within a document, so its last token has no target.
-        inside = within < np.repeat(lengths, lengths) - 1
-        at, target = (row[inside], column[inside]), source[inside] + 1
-        weights = _scatter(shape, at, examples.weights[target], np.float32)
-        tokens = TokenBatch(seqs, _scatter(shape, at, documents.tokens[target]), weights)
-        if examples.stage == "pretrain":
-            return tokens
+    if examples.stage == "pretrain":
+        row, column, target = _targets(lengths, within, row, column, source)
+        at, weights = (row, column), examples.weights[target]
+        tokens = _scatter(shape, at, documents.tokens[target])
+        return TokenBatch(seqs, tokens, _scatter(shape, at, weights, np.float32))
 
     shape, last = (rows, slots), places.start + lengths - 1
     if examples.stage in VERDICT_STAGES:
         at = (places.row, places.slot)
         # In stage "rationale" a document's first token carries the weight of its verdict.
-        weighted = documents.starts[placed] if tokens else placed
+        weighted = documents.starts[placed] if examples.stage == "rationale" else placed
         weights = _scatter(shape, at, examples.weights[weighted], np.float32)
         label = _scatter(shape, at, examples.label[placed])
         verdicts = VerdictBatch(seqs, _scatter(shape, at, last), label, weights)
-        return RationaleBatch(*tokens, *verdicts[1:]) if tokens else verdicts
+        if examples.stage == "finetune":
+            return verdicts
+        row, column, target = _targets(lengths, within, row, column, source)
+        weights = examples.weights[target]
+        row, column, target, weights = (x[weights > 0] for x in (row, column, target, weights))
+        shape, at = (rows, targets), (row, np.arange(len(row)) - np.searchsorted(row, row))
+        return RationaleBatch(
+            seqs,
+            _scatter(shape, at, column),
+            _scatter(shape, at, documents.tokens[target]),
+            _scatter(shape, at, weights, np.float32),
+            *verdicts[1:],
+        )
     # The two documents of a pair are adjacent in their row.
     at = (places.row[::2], places.slot[::2] // 2)
     chosen_at, rejected_at = (_scatter(shape, at, last[side::2]) for side in (0, 1))
     weights = _scatter(shape, at, examples.weights[placed[::2] // 2], np.float32)
     return BradleyTerryBatch(seqs, chosen_at, rejected_at, weights)
+
+
+def _targets(
+    lengths: np.ndarray, within: np.ndarray, row: np.ndarray, column: np.ndarray, source: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(row, column, index of the next token) of all tokens but the last of a document, which has no target."""
+    inside = within < np.repeat(lengths, lengths) - 1
+    return row[inside], column[inside], source[inside] + 1
 
 
 def _scatter(

@@ -53,6 +53,7 @@ COLUMNS = {"tokens": "<i4", "lengths": "<i4", "weights": "<f4", "label": "<i4", 
 FIGURES, SHARDS = "figures.json", "shards.jsonl"
 CODE = ("judge", "data", "attacks")  # the packages that determine the tokens of a row
 POLL_SECONDS = 0.5
+HASH_BLOCK = 2**26  # bytes that one thread hashes, so that one large file takes several cores
 
 # encode(records, source=...): a chunk of records, with the index of the source of each, as examples.
 EncodeChunk = Callable[..., Examples]
@@ -91,14 +92,25 @@ def cache_key(values: Mapping[str, Any]) -> str:
 
 def hash_files(files: Mapping[str, Path]) -> str:
     """A hash of the contents of files and of their names."""
+    blocks = [
+        (name, path, start)
+        for name, path in sorted(files.items())
+        for start in range(0, max(path.stat().st_size, 1), HASH_BLOCK)
+    ]
     with ThreadPoolExecutor() as threads:
-        digests = sorted(zip(files, threads.map(_hash_file, files.values()), strict=True))
-    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+        digests = threads.map(_hash_block, *zip(*(block[1:] for block in blocks), strict=True))
+        found = [(name, digest) for (name, *_), digest in zip(blocks, digests, strict=True)]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _hash_block(path: Path, start: int) -> str:
+    digest, left = hashlib.sha256(), HASH_BLOCK
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        while left and (part := file.read(min(left, 2**20))):
+            digest.update(part)
+            left -= len(part)
+    return digest.hexdigest()
 
 
 def load_cache(folder: Path, build: Build, *, progress: ProgressFactory = no_progress) -> Examples:

@@ -115,6 +115,16 @@ class Examples:
         return self.documents.lengths.reshape(-1, self.per_unit)
 
     @property
+    def most_targets(self) -> int:
+        """The most tokens of a rationale that a document has, at least 1; 1 in other stages."""
+        if self.stage != "rationale":
+            return 1
+        starts, ends = self.documents.starts, self.documents.starts + self.documents.lengths
+        bounds = np.stack([starts + 1, ends], axis=1).ravel()
+        counts = np.add.reduceat(np.append(self.weights > 0, False), bounds, dtype=np.int64)[::2]
+        return max(1, int(counts[bounds[::2] < bounds[1::2]].max(initial=0)))
+
+    @property
     def columns(self) -> dict[str, np.ndarray]:
         """The arrays by name."""
         return {

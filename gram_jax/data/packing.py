@@ -65,13 +65,17 @@ def pack_epoch(
     """
     documents = lengths.shape[1]
     blocks = (order[at : at + BLOCK] for at in range(0, len(order), BLOCK))
-    fresh = ((u, s) for b in blocks for u, s in zip(b.tolist(), lengths[b].tolist(), strict=True))
+    fresh = (
+        unit
+        for b in blocks
+        for unit in zip(b.tolist(), zip(*lengths[b].T.tolist(), strict=True), strict=True)
+    )
     unit_of, row_of, start_of = array("q"), array("q"), array("q")  # 8 bytes an entry
-    deferred: list[tuple[int, list[int]]] = []
+    deferred: list[tuple[int, tuple[int, ...]]] = []
     batch, unit = 0, next(fresh, None)
     while deferred or unit is not None:
         free = _FreeRows(rows, length, pack=pack, together=together)
-        waiting: list[tuple[int, list[int]]] = []
+        waiting: list[tuple[int, tuple[int, ...]]] = []
         while len(waiting) < WINDOW:
             if deferred:
                 candidate = deferred.pop()
@@ -105,7 +109,7 @@ class _FreeRows:
         self.rows, self.length, self.pack, self.together = rows, length, pack, together
         self.keys = [length * rows + row for row in range(rows)]
 
-    def place(self, sizes: list[int]) -> list[tuple[int, int]] | None:
+    def place(self, sizes: tuple[int, ...]) -> list[tuple[int, int]] | None:
         """(row, start) of each document of a unit: one row if they fit together, else two. None if they do not fit."""
         alone = len(sizes) == 1
         if self.pack or self.together or alone:

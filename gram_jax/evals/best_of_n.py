@@ -39,6 +39,7 @@ from gram_jax.scoring.results import (
     WriteSummary,
     decode_row,
     encode_row,
+    hold_shard,
     list_source,
     read_rows,
 )
@@ -248,21 +249,22 @@ def rate_shard(
 
     Raises DataError if there are no samples: one process draws them before.
     """
-    rows = read_samples(out, _settings(policy, prompts, sampling, n), prompts)
-    if rows is None:
-        raise DataError(
-            f"{out / SAMPLES} does not exist: draw the samples before, with --samples-only"
-        )
-    return [
-        rate(
-            load_judge(name, compute_dtype=compute_dtype),
-            name,
-            prompts,
-            rows,
-            OutputSink(out / f"{role}{SCORES}", progress=progress, shard=shard),
-        )
-        for role, name in judges_of(judge, oracle).items()
-    ]
+    with hold_shard(out, shard):
+        rows = read_samples(out, _settings(policy, prompts, sampling, n), prompts)
+        if rows is None:
+            raise DataError(
+                f"{out / SAMPLES} does not exist: draw the samples before, with --samples-only"
+            )
+        return [
+            rate(
+                load_judge(name, compute_dtype=compute_dtype),
+                name,
+                prompts,
+                rows,
+                OutputSink(out / f"{role}{SCORES}", progress=progress, shard=shard),
+            )
+            for role, name in judges_of(judge, oracle).items()
+        ]
 
 
 def judges_of(judge: str, oracle: str | None) -> dict[str, str]:

@@ -20,7 +20,7 @@ from gram_jax.evals.results import EvaluationResults, SourceResult, read_results
 from gram_jax.evals.reward_bench import write_reward_bench
 from gram_jax.evals.scores import write_scores
 from gram_jax.progress import ProgressFactory, no_progress
-from gram_jax.scoring.results import OutputSink, Shard, WriteSummary
+from gram_jax.scoring.results import OutputSink, Shard, WriteSummary, hold_shard
 from gram_jax.scoring.text_scorer import TextScorer
 
 logger = logging.getLogger(__name__)
@@ -175,9 +175,14 @@ def open_folder(folder: Path) -> Iterator[None]:
         yield
 
 
-def reserve_folder(folder: Path) -> AbstractContextManager[None]:
-    """Make a folder of results and reserve it for the block, which loads a model and writes."""
+def reserve_folder(folder: Path, shard: Shard | None = None) -> AbstractContextManager[None]:
+    """Make a folder of results and reserve it, or one shard of its files, for the block, which loads a model.
+
+    Raises InUseError if another process writes the folder or the shard.
+    """
     make_folder(folder)
+    if shard is not None:
+        return hold_shard(folder, shard)
     return reserve_lock(folder_lock(folder), error=DataError)
 
 

@@ -4,7 +4,8 @@ Every pair is judged by the one-token verdict and with rationales. A gate lets t
 one-token margin is smallest. The ends of the curve are the one-token judge and the judge that always thinks.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -17,8 +18,10 @@ from gram_jax.evals.pairwise import labeled
 from gram_jax.evals.results import Count, Interval, JudgeResults, ResultModel, Share
 from gram_jax.hashing import stable_hash
 from gram_jax.judge.messages import render_turns, turns_of
+from gram_jax.scoring.results import OutputSink
 from gram_jax.scoring.think import Thought
 from gram_jax.scoring.thinking import ThinkingScorer
+from gram_jax.scoring.votes import votes_on
 
 POINTS = 11  # of a curve
 
@@ -41,8 +44,8 @@ class CurvePoint(ResultModel):
 class ThinkingResults(JudgeResults):
     """thinking.json. fitted, pairs: numbers of pairs on which the gate was fitted, and on which the figures are.
 
-    gate: the result of the fitted gate; budget: in tokens of a pair. rationales, without_verdict: of all pairs, the
-    latter by reason.
+    gate: the result of the fitted gate; budget: in tokens of a pair. rationales, rationale_tokens, without_verdict: of
+    all pairs, the last by reason.
     """
 
     FILE: ClassVar[str] = "thinking.json"
@@ -55,6 +58,7 @@ class ThinkingResults(JudgeResults):
     gate: CurvePoint
     curve: list[CurvePoint]
     rationales: Count
+    rationale_tokens: Count
     without_verdict: dict[str, int]
 
 
@@ -111,22 +115,12 @@ def fit_gate(margin: np.ndarray, tokens: np.ndarray, budget: float) -> float | N
     return None if fits == len(order) else float(margin[order[fits]])
 
 
-def judge_both_ways(
-    scorer: ThinkingScorer,
-    records: Sequence[Comparison],
-    progress: Callable[[int], None] = lambda count: None,
-) -> ThoughtPairs:
-    """Judge labeled pairs by the one-token verdict and with thought. scorer: without a gate."""
-    pairs = [(record.prompt, record.chosen, record.rejected) for record in records]
-    plain = list(scorer.base.stream(pairs))
-    found: list[Thought] = []
-    for thought in scorer.thoughts(pairs):
-        found.append(thought)
-        progress(1)
-    scores = list(zip(plain, (thought.score for thought in found), strict=True))
+def judged_both_ways(records: Sequence[Comparison], thoughts: Sequence[Thought]) -> ThoughtPairs:
+    """Labeled pairs by the one-token verdict and with thought. thoughts: of the records, the chosen response first."""
+    scores = [(thought.direct, thought.score) for thought in thoughts if thought.direct is not None]
     return ThoughtPairs(
-        margin=np.array([abs(score.margin) for score in plain]),
-        tokens=np.array([thought.tokens for thought in found], float),
+        margin=np.array([abs(plain.margin) for plain, _ in scores]),
+        tokens=np.array([thought.tokens for thought in thoughts], float),
         correct=np.array([[x.first > x.second for x in both] for both in scores]),
         consistent=np.array([[abs(x.position_bias) < abs(2 * x.first - 1) for x in both] for both in scores]),
         cluster=factorize([record.prompt for record in records]),
@@ -141,10 +135,11 @@ def measure_thinking(
     source: str,
     budget: float,
     seed: int,
-    progress: Callable[[int], None] = lambda count: None,
+    sink: OutputSink,
 ) -> ThinkingResults:
     """Fit the gate on the pairs of half of the prompts, drawn by the seed, and measure it on the others.
 
+    sink: file of the votes, from which an interrupted measurement resumes, or memory.
     Raises DataError if a half is empty, or if the scorer has a gate.
     """
     if scorer.think.below is not None:
@@ -157,10 +152,12 @@ def measure_thinking(
             f"{source}: half of the prompts are for the gate and half for the figures; found {len(set(prompts))} "
             "different prompts with labeled pairs, expected more"
         )
-    both = judge_both_ways(scorer, kept, progress)
+    thoughts = votes_on(scorer, model, source, kept, sink)
+    both = judged_both_ways(kept, thoughts)
     held_out, measured = both.select(fitted), both.select(~fitted)
     below = fit_gate(held_out.margin, held_out.tokens, budget)
-    missing = {name: n for name, n in sorted(scorer.outcomes.items()) if name != "verdict"}
+    votes = [vote for thought in thoughts for order in thought.rationales for vote in order]
+    outcomes = Counter(vote.outcome for vote in votes)
     return ThinkingResults(
         **dict(judge_results(scorer, model)),
         source=source,
@@ -170,6 +167,7 @@ def measure_thinking(
         budget=budget,
         gate=measured.point(below),
         curve=measured.curve(),
-        rationales=scorer.outcomes.total(),
-        without_verdict=dict(missing),
+        rationales=len(votes),
+        rationale_tokens=sum(vote.tokens for vote in votes),
+        without_verdict={name: n for name, n in sorted(outcomes.items()) if name != "verdict"},
     )

@@ -16,7 +16,7 @@ from gram_jax.judge.tokenizer import explain_tokenizer
 from gram_jax.judge.tokens import text_encoder, tokenizer_name
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import AskedCompute, Execution, inference_execution
-from gram_jax.model.generate import Samples, SamplingConfig, check_lengths, generate
+from gram_jax.model.generate import Samples, SamplingConfig, Stop, check_lengths, generate
 from gram_jax.sharding import Placement
 from gram_jax.tree import Tree
 
@@ -89,10 +89,12 @@ class TextGenerator:
         *,
         batch_size: int = 32,
         first: int = 0,
+        stop: Stop | None = None,
     ) -> Generations:
         """`generate` for encoded prompts, each i32 [n]. The generator's own stop tokens also end a response.
 
-        first: index of the first prompt in a larger list (model/generate.py).
+        first: index of the first prompt in a larger list. stop: ends responses besides the stop tokens
+        (model/generate.py).
         """
         sampling = replace(sampling, stop_token_ids=self.stop_token_ids + sampling.stop_token_ids)
         samples = generate(
@@ -103,6 +105,7 @@ class TextGenerator:
             sampling,
             batch_size=batch_size,
             first=first,
+            stop=stop,
         )
         return Generations(self.decode(samples), samples)
 

@@ -13,13 +13,7 @@ from gram_jax.errors import CheckpointError, LayoutError
 from gram_jax.extras import needs_extra
 from gram_jax.interop.assemble import StoredTensor, assemble, split_fused
 from gram_jax.interop.hf_config import config_from_hf
-from gram_jax.model.config import (
-    LinearScaling,
-    Llama3Scaling,
-    ModelConfig,
-    RopeScaling,
-    YarnScaling,
-)
+from gram_jax.model.config import Llama3Scaling, ModelConfig
 from gram_jax.model.rope import base_frequencies, llama3_factors
 from gram_jax.sharding import Placement
 from gram_jax.tree import Tree
@@ -28,9 +22,10 @@ with needs_extra("gguf"):
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, ReaderTensor
     from gguf.quants import dequantize
 
-# The model_type of each architecture; Mistral's files are of the first.
+# The model_type of each architecture; most files of Mistral's models are of the first. `_model_type` has two more.
 FAMILIES: Mapping[str, str] = {
     "llama": "llama",
+    "mistral3": "ministral3",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
     "qwen3moe": "qwen3_moe",
@@ -38,7 +33,9 @@ FAMILIES: Mapping[str, str] = {
     "gemma2": "gemma2",
     "gemma3": "gemma3_text",
     "smollm3": "smollm3",
+    "olmo2": "olmo2",
 }
+_WINDOW, _QUERY_BETA = "attention.sliding_window", "attention.temperature_scale"
 # Of the largest models of a family, whose queries are scaled by the mean width of a head, not by its size.
 _SCALED_BY_WIDTH = {"gemma2": 46, "gemma3": 62}
 SPLIT = "split.count"  # number of the files of a model
@@ -219,7 +216,7 @@ def _config(file: GgufFile) -> ModelConfig:
             )
     cfg = config_from_hf(
         {
-            "model_type": FAMILIES[family],
+            "model_type": _model_type(family, found),
             "vocab_size": _shape(file.tensors["token_embd.weight"])[0],
             "hidden_size": embed,
             "num_hidden_layers": layers,
@@ -227,21 +224,29 @@ def _config(file: GgufFile) -> ModelConfig:
             "num_key_value_heads": kv_heads,
             "head_dim": head_size,
             "intermediate_size": mlp,
-            "rms_norm_eps": float(
-                str(np.float32(eps))
-            ),  # the shortest decimal: 1e-05, not 9.99999974e-06
+            "rms_norm_eps": _decimal(eps),
             "tie_word_embeddings": "output.weight" not in file.tensors,
             "max_position_embeddings": context,
             "rope_theta": float(found.get("rope.freq_base", 10000.0)),
             **_traits(family, found, rotated / head_size),
             **_long_rope(file, found),
+            **_rope_scaling(found),
         }
     )
     if (factors := file.tensors.get(ROPE_FACTORS)) is not None:
         divisors = np.asarray(factors.data, np.float32).ravel()
         scaling = recover_rope_scaling(divisors, cfg.rope_theta, head_size, context)
         return replace(cfg, rope_scaling=scaling)
-    return replace(cfg, rope_scaling=cfg.rope_scaling or _scaling(found))
+    return cfg
+
+
+def _model_type(family: str, found: Mapping[str, Any]) -> str:
+    """The model_type of a file; two architectures are those of two families."""
+    if family == "olmo2" and _WINDOW in found:
+        return "olmo3"
+    if family == "mistral3" and _QUERY_BETA not in found:
+        return "llama"
+    return FAMILIES[family]
 
 
 def _traits(family: str, found: Mapping[str, Any], rotated: float) -> dict[str, Any]:
@@ -261,8 +266,10 @@ def _traits(family: str, found: Mapping[str, Any], rotated: float) -> dict[str, 
         )
     if family == "phi3":
         entries["partial_rotary_factor"] = rotated
-    if family in ("phi3", "gemma2", "gemma3"):
-        entries["sliding_window"] = found.get("attention.sliding_window") or None
+    if family in ("phi3", "gemma2", "gemma3", "olmo2"):
+        entries["sliding_window"] = found.get(_WINDOW) or None
+    if family == "olmo2" and (slides := found.get(f"{_WINDOW}_pattern")):
+        entries["layer_types"] = [f"{'sliding' if x else 'full'}_attention" for x in slides]
     if family in _SCALED_BY_WIDTH:
         wide = found["block_count"] == _SCALED_BY_WIDTH[family]
         entries["query_pre_attn_scalar"] = embed // heads if wide else found["attention.key_length"]
@@ -285,29 +292,38 @@ def _long_rope(file: GgufFile, found: Mapping[str, Any]) -> dict[str, Any]:
     return {"rope_scaling": scaling, "original_max_position_embeddings": original}
 
 
-def _scaling(found: Mapping[str, Any]) -> RopeScaling | None:
+def _rope_scaling(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The block of a config.json for linear scaling and YaRN."""
     kind, factor = found.get("rope.scaling.type", "none"), found.get("rope.scaling.factor")
     original = found.get("rope.scaling.original_context_length")
     if kind == "none":
-        return None
+        return {}
     if kind == "linear" and factor:
-        return LinearScaling(float(factor))
+        return {"rope_scaling": {"rope_type": "linear", "factor": float(factor)}}
     if kind == "yarn" and factor and original:
-        fast, slow = (found.get(f"rope.scaling.yarn_beta_{x}") for x in ("fast", "slow"))
-        return YarnScaling(
-            float(factor),
-            original,
-            float(fast or 32),
-            float(slow or 1),
-            None,
-            None,
-            None,
-            truncate=True,
-        )
+        # mscale is not stored; in files with the multiplier it is the same, so that the attention factor is 1.
+        multiplier = found.get("rope.scaling.yarn_log_multiplier")
+        values = {
+            "factor": factor,
+            "original_max_position_embeddings": original,
+            "beta_fast": found.get("rope.scaling.yarn_beta_fast"),
+            "beta_slow": found.get("rope.scaling.yarn_beta_slow"),
+            "attention_factor": found.get("rope.scaling.attn_factor"),
+            "mscale": multiplier,
+            "mscale_all_dim": multiplier,
+            "llama_4_scaling_beta": found.get(_QUERY_BETA),
+        }
+        stated = {name: _decimal(value) for name, value in values.items() if value}
+        return {"rope_scaling": {"rope_type": "yarn"} | stated}
     raise LayoutError(
         f"rope scaling of type {kind!r}, factor {factor}, original context {original} in a GGUF file (supported: none, "
         "linear and yarn with these numbers, Llama 3's)"
     )
+
+
+def _decimal(value: float) -> float:
+    """The shortest decimal of a number that is stored as float32: 1e-05, not 9.99999974e-06."""
+    return value if isinstance(value, int) else float(str(np.float32(value)))
 
 
 def recover_rope_scaling(
@@ -334,7 +350,7 @@ def recover_rope_scaling(
 def _stored(cfg: ModelConfig, tensor: ReaderTensor, file: str) -> StoredTensor:
     # llama.cpp's converter interleaves the rotary halves of these, but not those of other families, and adds the
     # offset to the weights of norms.
-    paired = cfg.family in ("llama", "smollm3") and tensor.name.endswith(
+    paired = cfg.family in ("llama", "ministral3", "smollm3") and tensor.name.endswith(
         ("attn_q.weight", "attn_k.weight", "attn_q.bias", "attn_k.bias")
     )
 

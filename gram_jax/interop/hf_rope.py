@@ -77,7 +77,10 @@ def read_rope(
             problems.append(f"rope_theta = {value!r} (expected {expected})")
             return 0.0, None, None
     thetas = {float(value) for value in values if value is not None}
-    scalings = [_scaling(found, block, family, problems) for block in (new, old) if block]
+    blocks = {"rope_parameters": new, "rope_scaling": old}
+    scalings = [
+        _scaling(found, name, block, family, problems) for name, block in blocks.items() if block
+    ]
     if family.query_scaling and not scalings:
         problems.append(f"rope_parameters are missing (expected yarn with {_QUERY_BETA})")
     if len(thetas) > 1:
@@ -92,15 +95,18 @@ def read_rope(
 
 
 def _scaling(
-    found: Mapping[str, Any], block: Mapping[str, Any], family: Family, problems: list[str]
+    found: Mapping[str, Any],
+    name: str,
+    block: Mapping[str, Any],
+    family: Family,
+    problems: list[str],
 ) -> RopeScaling | None:
+    """The scaling of a block, which has this name in config.json."""
     kind = block.get("rope_type", block.get("type", "default"))
     if family.partial and kind in ("longrope", "su", "yarn"):
         return _long_scaling(found, block, problems)
     if kind not in ("default", *_SCALINGS):
-        problems.append(
-            f"rope scaling of type {kind!r} (supported: default, {', '.join(_SCALINGS)})"
-        )
+        problems.append(f"{name} of type {kind!r} (supported: default, {', '.join(_SCALINGS)})")
         return None
     if block.get("partial_rotary_factor") not in (None, 1) and not family.partial:
         problems.append(f"partial_rotary_factor = {block['partial_rotary_factor']} (supported: 1)")
@@ -108,12 +114,12 @@ def _scaling(
     if family.query_scaling != (block.get(_QUERY_BETA) is not None):
         expected = "yarn with it" if family.query_scaling else "no such entry"
         problems.append(
-            f"rope scaling of type {kind!r} with {_QUERY_BETA} = {block.get(_QUERY_BETA)!r} (expected {expected})"
+            f"{name} of type {kind!r} with {_QUERY_BETA} = {block.get(_QUERY_BETA)!r} (expected {expected})"
         )
         return None
     if unknown := sorted(block.keys() - fields - _BESIDE_SCALING):
         problems.append(
-            f"rope scaling of type {kind!r} has {', '.join(unknown)} (supported: no such entry)"
+            f"{name} of type {kind!r} has {', '.join(unknown)} (supported: no such entry)"
         )
     if make is None:
         return None
@@ -121,19 +127,19 @@ def _scaling(
     original = found.get(_ORIGINAL) or block.get(_ORIGINAL) or found.get("max_position_embeddings")
     stated = {**block, _ORIGINAL: original}
     values: dict[str, Any] = {
-        name: value if stated.get(name) is None else stated[name] for name, value in fields.items()
+        key: value if stated.get(key) is None else stated[key] for key, value in fields.items()
     }
     wrong = [
-        name
-        for name, value in values.items()
-        if not (isinstance(value, int | float) or (value is None and fields[name] is None))
-        or (isinstance(value, bool) != (name == "truncate"))
-        or (name in ("factor", _ORIGINAL) and not (value or 0) > 0)
+        key
+        for key, value in values.items()
+        if not (isinstance(value, int | float) or (value is None and fields[key] is None))
+        or (isinstance(value, bool) != (key == "truncate"))
+        or (key in ("factor", _ORIGINAL) and not (value or 0) > 0)
     ]
     if wrong:
-        problems.append(f"{kind} rope scaling lacks usable values of {', '.join(wrong)}")
+        problems.append(f"{name} of type {kind!r} lacks usable values of {', '.join(wrong)}")
         return None
-    return make(*(_typed(name, value) for name, value in values.items()))
+    return make(*(_typed(key, value) for key, value in values.items()))
 
 
 def _typed(name: str, value: Any) -> Any:

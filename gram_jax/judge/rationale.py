@@ -59,6 +59,31 @@ class RationaleFormat:
         ends = [at for stop in self.stop if (at := text.find(stop)) >= 0]
         return text[: min(ends, default=len(text))].strip()
 
+    def closing_span(self, text: str) -> tuple[int, int] | None:
+        """Start and end of the closing to which the first stop text belongs; None if the rationale has not ended."""
+        ends = [(at, stop) for stop in self.stop if (at := text.find(stop)) >= 0]
+        if not ends:
+            return None
+        (at, stop), closing = min(ends), self.closing.lstrip()
+        start = at - max(0, closing.find(stop))
+        return start, start + len(closing)
+
+    def verdict_start(self, text: str) -> int | None:
+        """Where the verdict begins in a text that a judge wrote after the opening; None if it is malformed.
+
+        The text is a rationale that is not empty, and from the first stop text on exactly the closing.
+
+        >>> made = RationaleFormat(THINK, ("</think>",), (35, 36), 64)
+        >>> text = "Both.\\n</think>\\n<answer>\\nB"
+        >>> text[made.verdict_start(text) :]
+        'B'
+        >>> made.verdict_start("Both. <answer>\\nB")
+        """
+        span = self.closing_span(text)
+        if span is None or span[0] < 0 or not self.body(text):
+            return None
+        return span[1] if text[slice(*span)] == self.closing.lstrip() else None
+
 
 def make_rationale_format(
     tokenizer: Any,
@@ -142,19 +167,25 @@ class RationaleEncoder:
             )
         self.format, self._encoder = format, text_encoder(tokenizer)
         field, closing = LayoutPart("field", "rationale"), LayoutPart("frame", format.closing)
+        self._generation_prompt = generation_prompt
         opened = LayoutPart("frame", generation_prompt + format.opening)
         self._table = TokenTable(self._encoder, (opened, field, closing))
-        self._opened = self._tokens(opened)
-        self._replaced = len(self._tokens(LayoutPart("frame", generation_prompt)))
+        self._opened = self._tokens("")
+        replaced = compile_layout(self._encoder, (LayoutPart("frame", generation_prompt),))
+        self._replaced = sum(len(part.tokens) for part in replaced)
         self.closing_tokens = self._table.const_tokens + self._table.length("rationale", ".")
 
-    def _tokens(self, frame: LayoutPart) -> np.ndarray:
-        return np.concatenate([x.tokens for x in compile_layout(self._encoder, (frame,))])
+    def _tokens(self, hint: str) -> np.ndarray:
+        """The generation prompt, a hint and the opening."""
+        text = self._generation_prompt + hint + self.format.opening
+        parts = compile_layout(self._encoder, (LayoutPart("frame", text),))
+        return np.concatenate([part.tokens for part in parts])
 
-    def prompt(self, comparison: np.ndarray) -> np.ndarray:
-        """i32 [n]: an encoded comparison and the opening; a rationale follows."""
+    def prompt(self, comparison: np.ndarray, hint: str = "") -> np.ndarray:
+        """i32 [n]: an encoded comparison, a hint if there is one, and the opening; a rationale follows."""
         kept = comparison[: len(comparison) - self._replaced]
-        return np.concatenate([kept, self._opened]).astype(np.int32)
+        opened = self._tokens(hint) if hint else self._opened
+        return np.concatenate([kept, opened]).astype(np.int32)
 
     def whole(self, comparison: np.ndarray, text: str) -> np.ndarray:
         """i32 [n]: an encoded comparison, a rationale and the closing; the verdict is the next token.

@@ -16,7 +16,7 @@ import numpy as np
 
 from gram_jax.errors import JudgeError
 from gram_jax.judge.template import CUT, Layout
-from gram_jax.judge.tokens import Piece, Place, TextEncoder
+from gram_jax.judge.tokens import Piece, Place, TextEncoder, TextEnds
 
 
 class FieldContext(NamedTuple):
@@ -148,7 +148,7 @@ class TokenTable:
         self._tokens: dict[Piece, np.ndarray] = {}
         self._found: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
         self._lengths: dict[tuple[str, str], int] = {}
-        self._ends: dict[str, np.ndarray] = {}
+        self._ends: dict[tuple[str, int], TextEnds] = {}
 
     def add(self, texts: Iterable[tuple[str, str]]) -> None:
         """Tokenize the (field, text) pairs that are new."""
@@ -175,11 +175,11 @@ class TokenTable:
             )
         return self._lengths[key]
 
-    def ends(self, text: str) -> np.ndarray:
-        """First and last tokens of a text, as of TextEncoder.text_ends."""
-        if text not in self._ends:
-            self._ends[text] = self.encoder.text_ends(text)
-        return self._ends[text]
+    def ends(self, text: str, most: int) -> TextEnds:
+        """Where the first and last `most` tokens of a text end, as of TextEncoder.text_ends."""
+        if (key := (text, most)) not in self._ends:
+            self._ends[key] = self.encoder.text_ends(text, most)
+        return self._ends[key]
 
     def total(self, texts: Mapping[str, str]) -> int:
         """Number of tokens of the whole example."""

@@ -19,9 +19,9 @@ def truncate_fields(table: TokenTable, texts: Mapping[str, str], space: int) -> 
     floor = space // (2 * len(responses))
     total = max(space - lengths["prompt"], sum(min(lengths[name], floor) for name in responses))
     limit = common_limit([lengths[name] for name in responses], total)
-    short = {name: _cut_middle(table, name, texts[name], limit) for name in responses}
+    short = {name: _cut_middle(table, name, texts[name], limit, space) for name in responses}
     left = space - sum(table.length(name, text) for name, text in short.items())
-    return {"prompt": _cut_middle(table, "prompt", texts["prompt"], left), **short}
+    return {"prompt": _cut_middle(table, "prompt", texts["prompt"], left, space), **short}
 
 
 def common_limit(lengths: Sequence[int], total: int) -> int:
@@ -35,18 +35,18 @@ def common_limit(lengths: Sequence[int], total: int) -> int:
     return max(lengths)
 
 
-def _cut_middle(table: TokenTable, field: str, text: str, limit: int) -> str:
+def _cut_middle(table: TokenTable, field: str, text: str, limit: int, space: int) -> str:
     """The beginning and the end of a text (answers often come last), with a mark between them, in `limit` tokens.
 
-    The text is cut at the ends of its tokens, and tokenized again.
+    The text is cut at the ends of its tokens, and tokenized again. space: of all fields, at least `limit`.
     """
     if table.length(field, text) <= limit:
         return text
-    ends = table.ends(text)
-    keep = min(limit, len(ends) - 1)
+    size, first, last = table.ends(text, space)
+    keep = min(limit, size - 1)
     while keep > 0:
         back = keep // 2
-        left, right = text[: ends[keep - back - 1]], text[ends[len(ends) - back - 1] :]
+        left, right = text[: first[keep - back - 1]], text[last[-back - 1] :]
         short = left + (CUT + right if right else CUT.rstrip())
         excess = table.length(field, short) - limit
         if excess <= 0:

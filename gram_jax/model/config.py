@@ -21,8 +21,10 @@ LARGEST = {
 }
 MOST_EXPERTS = 2**14
 # The other numbers.
-POSITIVE = ("norm_eps", "rope_theta", "factor", "low_frequency_factor", "high_frequency_factor")
-LARGEST_NUMBER = 1e30
+# Upper bounds of positive numbers, which a value must be below.
+POSITIVE = {"norm_eps": 1.0} | dict.fromkeys(
+    ("rope_theta", "factor", "low_frequency_factor", "high_frequency_factor"), 1e30
+)
 
 
 @dataclass(frozen=True)
@@ -210,10 +212,10 @@ def misfit(name: str, value: Any) -> str | None:
     """The expected values of a field of ModelConfig or RopeScaling; None if `value` is one of them.
 
     >>> misfit("layers", 10**6), misfit("layers", 28), misfit("norm_eps", float("inf"))
-    ('an integer from 1 to 1,024', None, 'a finite number above 0')
+    ('an integer from 1 to 1,024', None, 'a number above 0 and below 1')
     """
     if name in POSITIVE:
-        number = type(value) in (int, float) and 0 < value < LARGEST_NUMBER
-        return None if number else "a finite number above 0"
+        number = type(value) in (int, float) and 0 < value < POSITIVE[name]
+        return None if number else f"a number above 0 and below {POSITIVE[name]:g}"
     fits = type(value) is int and 1 <= value <= LARGEST[name]
     return None if fits else f"an integer from 1 to {LARGEST[name]:,}"

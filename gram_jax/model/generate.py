@@ -89,15 +89,16 @@ def generate(
     *,
     batch_size: int = 32,
     first: int = 0,
+    stop: Stop | None = None,
 ) -> Samples:
     """Continue every prompt (token ids), up to and with a stop token.
 
     A prompt that occurs several times, as for several samples, is read once. batch_size: rows per batch, rounded up to
     a multiple of the mesh's batch shards. first: index of the first prompt in a larger list, of which these are a part:
-    their samples are those of the whole list. The pass over the prompts uses the best attention that supports padding
-    before them, not that of the execution. On a CPU in bfloat16, layers multiply bfloat16 weights by float32
-    activations. Raises DataError for an empty prompt and for one that leaves no space for
-    new tokens in the model's context, NonFiniteError for logits that are not finite.
+    their samples are those of the whole list. stop: ends rows besides the stop tokens. The pass over the prompts uses
+    the best attention that supports padding before them, not that of the execution. On a CPU in bfloat16, layers
+    multiply bfloat16 weights by float32 activations. Raises DataError for an empty prompt and for one that leaves no
+    space for new tokens in the model's context, NonFiniteError for logits that are not finite.
     """
     check_lengths(cfg, prompts, sampling.max_new_tokens)
     shards = execution.placement.batch_shards
@@ -114,7 +115,7 @@ def generate(
         filled = np.pad(members, ((0, per_batch - len(members)), (0, 0)), mode="edge")
         keys = fold(jnp.asarray(first + filled.reshape(-1))).reshape(filled.shape)
         shown = [prompts[at] for at in filled[:, 0]]
-        batch = generate_copies(params, cfg, shown, keys, execution, sampling)
+        batch = generate_copies(params, cfg, shown, keys, execution, sampling, stop=stop)
         for whole, part in zip(found, batch, strict=True):
             whole[members.reshape(-1)] = part[: members.size]
     return found

@@ -21,7 +21,7 @@ from gram_jax.scoring.calls import WorkCounters
 class Flops:
     """Model FLOPs of one step, or of one call of the scorer, over all devices.
 
-    head: the product with the vocabulary, in stage pretrain only; the convention leaves it out.
+    head: the product with the vocabulary, in stages pretrain and rationale; the convention leaves it out.
     """
 
     layers: float
@@ -53,19 +53,22 @@ def attention_flops(cfg: ModelConfig, rows: int, length: int) -> float:
     return 2.0 * cfg.layers * rows * length**2 * cfg.query_heads * cfg.head_size
 
 
-def training_flops(recipe: Recipe, cfg: ModelConfig) -> Flops:
-    """Model FLOPs of one step of a recipe. A frozen matrix (under LoRA) has no weight gradient: factor 4, not 6."""
+def training_flops(recipe: Recipe, cfg: ModelConfig, targets: int = 0) -> Flops:
+    """Model FLOPs of one step of a recipe. A frozen matrix (under LoRA) has no weight gradient: factor 4, not 6.
+
+    targets: number of tokens of rationales that a row may hold (stage rationale).
+    """
     rows, length = recipe.batch.batch_size, recipe.batch.max_length
     tokens, factor = rows * length, 6.0 if recipe.lora is None else 4.0
     layers = factor * layer_weights(cfg)
     if recipe.lora is not None:
         thin = tree.flatten(lora_specs(cfg, recipe.lora.config))
         layers += 6.0 * sum(math.prod(s.shape) for s in thin.values())
-    vocabulary = cfg.vocab_size if recipe.stage in ("pretrain", "rationale") else 0
+    predicted = rows * (length if recipe.stage == "pretrain" else targets)
     return Flops(
         layers * tokens,
         3 * attention_flops(cfg, rows, length),
-        factor * vocabulary * cfg.embed_size * tokens,
+        factor * cfg.vocab_size * cfg.embed_size * predicted,
     )
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from gram_jax import tree
 from gram_jax.batch import BradleyTerryBatch, RationaleBatch, Sequences, TokenBatch, VerdictBatch
 from gram_jax.errors import RecipeError, nearest_multiple
+from gram_jax.judge.rationale import CLOSING_ROOM
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.quantize import DTYPES, Weights, loaded_dtype, quantize
 from gram_jax.model.specs import param_specs
@@ -94,6 +95,7 @@ def training_program(
     optimizer = make_optimizer(recipe.optimizer, steps, specs)
     state = abstract_state(specs, optimizer, placement, recipe.model.param_dtype)
     rows = abstract_batch(abstract_rows(recipe, request.slots), placement)
+    targets = rows.targets.shape[1] if isinstance(rows, RationaleBatch) else 0
     moments = recipe.optimizer
     # Forward and backward pass read every layer's weights, gathered over fsdp, once per micro-batch.
     layer_bytes = layer_weights(cfg) * jnp.dtype(compute_dtype).itemsize / mesh["tensor"]
@@ -114,7 +116,7 @@ def training_program(
             "moments": f"{moments.first_moment_dtype}, {moments.second_moment_dtype}",
         },
         tokens=batch.batch_size * batch.max_length,
-        flops=training_flops(recipe, cfg),
+        flops=training_flops(recipe, cfg, targets),
         weight_reads=2 * accumulation * layer_bytes,
         state_leaves=len(jax.tree.leaves(state)),
         # Splash: two products forward, three for the gradient of q and four for those of k and v; flops.attention has
@@ -188,7 +190,8 @@ def abstract_rows(recipe: Recipe, slots: int | None = None) -> Any:
     if recipe.stage == "pretrain":
         return TokenBatch(seqs, integers((B, T)), floats((B, T)))
     if recipe.stage == "rationale":
-        tokens = integers((B, T)), floats((B, T))
-        return RationaleBatch(seqs, *tokens, integers((B, M)), integers((B, M)), floats((B, M)))
+        R = min(T, M * (recipe.judge.max_rationale + CLOSING_ROOM))
+        written = integers((B, R)), integers((B, R)), floats((B, R))
+        return RationaleBatch(seqs, *written, integers((B, M)), integers((B, M)), floats((B, M)))
     kind = VerdictBatch if recipe.stage == "finetune" else BradleyTerryBatch
     return kind(seqs, integers((B, M)), integers((B, M)), floats((B, M)))

@@ -65,14 +65,18 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def read_recipe_as(kind: type[RecipeT], path: str | Path, overrides: Sequence[str] = ()) -> RecipeT:
     """The recipe of this kind in a TOML file, as `read_recipe`."""
-    try:
-        values = tomllib.loads(recipe_text(path))
-    except (ValueError, RecursionError) as error:  # also of an integer of thousands of digits
-        raise RecipeError(f"{path} is not a TOML file: {error}") from error
+    values = _read_toml(path)
     for override in overrides:
         _apply(values, override)
     where = str(path) + (f" with --set {' --set '.join(overrides)}" if overrides else "")
     return make_recipe_as(kind, values, where)
+
+
+def read_recipe_of_run(path: str | Path) -> Recipe | RlRecipe:
+    """The recipe in the directory of a run: that of a training run has a stage, that of an RL run has none."""
+    if "stage" in _read_toml(path):
+        return read_recipe(path)
+    return read_recipe_as(RlRecipe, path)
 
 
 def make_recipe_as(
@@ -136,6 +140,13 @@ def changed_on_resume(before: RecipeT, now: RecipeT) -> list[str]:
         if a.get(path) != b.get(path)
         and not (key := path.replace("/", ".")).startswith(FREE_ON_RESUME[type(now)])
     ]
+
+
+def _read_toml(path: str | Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(recipe_text(path))
+    except (ValueError, RecursionError) as error:  # also of an integer of thousands of digits
+        raise RecipeError(f"{path} is not a TOML file: {error}") from error
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

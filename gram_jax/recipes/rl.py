@@ -48,8 +48,11 @@ class PolicyConfig(BaseModelConfig):
 class RewardConfig:
     """The reward of a response (docs/rewards.md)."""
 
-    judge: Text
+    judge: Text | None = None
     """The judge whose verdicts are the reward"""
+    kind: Literal["judge", "label"] = "judge"
+    """"judge": the reward of a judge; "label": the policy is a judge that writes rationales, the data are labeled
+    pairs, and the reward is 1 if its verdict is the label (docs/thinking.md)"""
     compare_with: Literal["greedy", "group", "neighbors", "reference"] = "greedy"
     """What a response is compared with: the policy's "greedy" response (as in the paper), the other responses to the
     prompt ("group"), the two next to it ("neighbors"), or "reference" texts"""
@@ -68,6 +71,13 @@ class RewardConfig:
             raise ValueError(
                 f'references are for compare_with = "reference", found "{self.compare_with}"'
             )
+        if (self.kind == "judge") != (self.judge is not None):
+            raise ValueError('expected a judge, or kind = "label" without one')
+
+    @property
+    def needs_greedy(self) -> bool:
+        """Whether the reward compares with the policy's greedy response."""
+        return self.kind == "judge" and self.compare_with == "greedy"
 
 
 @dataclass(frozen=True, config=STRICT)

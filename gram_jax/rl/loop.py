@@ -32,6 +32,7 @@ from gram_jax.rl.judged import RewardFunction, checked, gains_over_start, win_ra
 from gram_jax.rl.objective import VALUE, RolloutBatch
 from gram_jax.rl.rollout import make_rollout
 from gram_jax.rl.setup import RlSetup, policy_weights, set_up_rl
+from gram_jax.rl.verdicts import VerdictGenerator
 from gram_jax.run.directory import write_model
 from gram_jax.run.lifecycle import (
     Run,
@@ -165,7 +166,7 @@ def rate_samples(
         first=part.start * sampling.num_generations,
     )
     greedy = None
-    if recipe.reward.compare_with == "greedy":
+    if recipe.reward.needs_greedy:
         plain = policy.generate_from_tokens(tokens, SamplingConfig(sampling.max_new_tokens, 0))
         greedy = _repeated(plain.texts, sampling.num_generations)
     run.beat(f"judging the responses of step {step}")
@@ -262,6 +263,7 @@ def _write_description(setup: RlSetup, run: Run) -> None:
         reference.tokenizer,
         dtype=recipe.policy.param_dtype,
         stop_token_ids=reference.stop_token_ids,
+        spec=reference.spec if isinstance(reference, VerdictGenerator) else None,
         base=None if recipe.lora is None else (setup.start, recipe.lora.config),
     )
     run.directory.note(

@@ -14,7 +14,7 @@ from gram_jax.data.reading import check_source
 from gram_jax.distributed.collectives import assert_equal
 from gram_jax.errors import DataError, RecipeError
 from gram_jax.generation.generator import TextGenerator
-from gram_jax.interop.models import model_config
+from gram_jax.interop.models import load_spec, model_config
 from gram_jax.interop.resolve import pin_step
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
@@ -26,6 +26,12 @@ from gram_jax.rewards.forms import RewardForm
 from gram_jax.rl.judged import RewardFunction, judged_reward
 from gram_jax.rl.objective import VALUE, rollout_objective, token_stats
 from gram_jax.rl.prompts import PromptSet, read_prompts
+from gram_jax.rl.verdicts import (
+    VerdictGenerator,
+    label_reward,
+    read_comparisons,
+    verdict_generator,
+)
 from gram_jax.run.directory import RunDirectory, check_same_data
 from gram_jax.run.metrics import check_writers
 from gram_jax.scoring.scalar import load_judge
@@ -106,14 +112,15 @@ def set_up_rl(
     check_writers(tensorboard=recipe.log.tensorboard, wandb=recipe.log.wandb)
     info, judge = directory.info, None
     start = info.get("start") or pin_step(recipe.policy.name_or_path)
-    if reward is None:
+    if reward is None and recipe.reward.judge is not None:
         judge = info.get("reward_judge") or pin_step(recipe.reward.judge)
         model_config(judge)  # raises if there is no such model
     specs = _trained_specs(recipe, model_config(start))
     steps = recipe.run.max_steps * recipe.updates
     optimizer = make_optimizer(recipe.optimizer, steps, specs)
     for source in filter(None, (recipe.data.train, recipe.data.valid)):
-        check_source(source, "prompts", schema=recipe.data.schema, map=recipe.data.map)
+        kind = "prompts" if recipe.reward.kind == "judge" else "preference"
+        check_source(source, kind, schema=recipe.data.schema, map=recipe.data.map)
     reference = _load_policy(recipe, start, place)
     prompts = _read(recipe, recipe.data.train, reference)
     valid = _read(recipe, recipe.data.valid, reference) if recipe.data.valid else prompts
@@ -123,6 +130,8 @@ def set_up_rl(
         )
     assert_equal("policy, judge or set of prompts", [start, judge, prompts.fingerprint])
     check_same_data(directory, steps=recipe.run.max_steps, examples=prompts.fingerprint)
+    if isinstance(reference, VerdictGenerator):
+        reward = reward or label_reward(reference, prompts, valid)
     contest = reward
     if judge is not None:
         reward, contest = _rewards(recipe, judge, judges, prompts)
@@ -171,19 +180,22 @@ def _load_policy(recipe: RlRecipe, start: str, place: Placement) -> TextGenerato
             start, compute_dtype=wanted.compute_dtype, placement=place, system=recipe.policy.system
         )
     execution = Execution(wanted.compute_dtype, wanted.attention, wanted.remat, place, packed=False)
-    return replace(loaded, execution=execution)
+    loaded = replace(loaded, execution=execution)
+    return loaded if recipe.reward.kind == "judge" else verdict_generator(loaded, load_spec(start))
 
 
 def _read(recipe: RlRecipe, source: str, generator: TextGenerator) -> PromptSet:
     """The prompts of a source. Raises RecipeError if one leaves too little context for a response."""
-    found = read_prompts(
-        source,
-        generator,
-        schema=recipe.data.schema,
-        map=recipe.data.map,
-        longest=recipe.sampling.max_prompt_length,
-        limit=recipe.data.limit,
-    )
+    options = {
+        "schema": recipe.data.schema,
+        "map": recipe.data.map,
+        "longest": recipe.sampling.max_prompt_length,
+        "limit": recipe.data.limit,
+    }
+    if isinstance(generator, VerdictGenerator):
+        found = read_comparisons(source, generator, **options)
+    else:
+        found = read_prompts(source, generator, **options)
     new = recipe.sampling.max_new_tokens
     space = generator.cfg.context_length - new
     if (longest := max(map(len, found.tokens))) > space:

@@ -21,9 +21,7 @@ from gram_jax.formatting import format_bytes, format_seconds
 from gram_jax.interop.hf_files import CONFIG
 from gram_jax.judge.spec import FILE_NAME as JUDGE_FILE
 from gram_jax.judge.spec import JudgeSpec, accept_spec
-from gram_jax.recipes.reading import read_recipe_as
-from gram_jax.recipes.rl import RlRecipe
-from gram_jax.recipes.tables import Recipe
+from gram_jax.recipes.reading import read_recipe_of_run
 from gram_jax.run.metrics import FILE_NAME as METRICS
 from gram_jax.run.metrics import accept_metrics, read_metrics
 from gram_jax.scoring.results import accept_rows, read_rows
@@ -96,10 +94,9 @@ def _parts(folder: Path) -> list[tuple[Path, str | None]]:
 
 def _damage_of_notes(folder: Path) -> list[str]:
     """A line for each damaged file of a run that is not in a manifest."""
-    problems, stage = [], None
+    problems = []
     try:
         info = read_info(folder)
-        stage = info.get("stage")
         steps, final = complete_steps(folder / CHECKPOINTS), info.get("steps")
         if info.get("finished") and final not in steps:
             problems.append(f"{CHECKPOINTS}/{final}: missing, the last step of this finished run")
@@ -109,10 +106,7 @@ def _damage_of_notes(folder: Path) -> list[str]:
         problems.append(str(error))
     try:
         if (folder / RECIPE).exists():
-            if stage == "rl":
-                read_recipe_as(RlRecipe, folder / RECIPE)
-            else:
-                read_recipe_as(Recipe, folder / RECIPE)
+            read_recipe_of_run(folder / RECIPE)
         elif (folder / INFO).exists():
             problems.append(f"{RECIPE}: missing")
     except RecipeError as error:

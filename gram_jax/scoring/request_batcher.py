@@ -2,7 +2,8 @@
 
 Sequences that arrive while a batch is scored form the next batch, so batches grow with the load, up to the work of
 BATCH_SECONDS. Clients are served in turn, and a turn takes a slice of a request, so a large request delays a small one
-by little more than a batch. Texts are tokenized in the threads that submit them, in turns as well.
+by little more than a batch. Texts are tokenized in the threads that submit them, in turns as well, and long ones one
+after the other.
 """
 
 import math
@@ -27,7 +28,8 @@ SLICES = 8  # of a batch, if there are as many requests
 SMOOTHING = 0.9  # of the measured speed, from batch to batch
 MAX_QUEUE = 1 << 22  # tokens
 CLIENT_SHARE = 0.5  # of the queue
-ENCODERS = 2  # threads that tokenize at a time; the tokenizer itself uses all cores
+ENCODERS = 2  # threads that tokenize short texts at a time; the tokenizer itself uses all cores
+SHORT = 20_000  # characters that are tokenized in about 10 ms; more have a thread of their own
 ENCODED_TOGETHER = 200_000  # characters that are tokenized in one turn, about 0.1 s
 
 
@@ -97,7 +99,7 @@ class RequestBatcher:
         self.waiting = 0  # tokens in the queue or in the batch that is scored
         self.speed = 0.0  # tokens a second, smoothed
         self.batches = self.scored = 0  # calls, and sequences in them
-        self.encoding = Turns(ENCODERS)
+        self.encoding, self.encoding_long = Turns(ENCODERS), Turns(1)
         self._waiting_of: Counter[str] = Counter()
         self._queue: FairQueue[_Request] = FairQueue()
         self._changed = threading.Condition()
@@ -191,11 +193,12 @@ class RequestBatcher:
             batch: list[_Slice] = []
             space = self.batch_tokens
             while self._queue and space > 0:
-                request = self._queue.pop()
+                client, request = self._queue.pop()
                 batch.append(request.take(min(space, self.batch_tokens // SLICES)))
+                self._queue.charge(client, batch[-1].tokens)
                 space -= batch[-1].tokens
                 if request.taken < len(request.sequences):
-                    self._queue.append(request.client, request)
+                    self._queue.append(client, request)
             return batch
 
     def _score(self, slices: Sequence[_Slice]) -> None:
@@ -262,23 +265,24 @@ class BatchedScorer(TextScorer):
         self, encoder: ComparisonEncoder, comparisons: Sequence[PairTexts]
     ) -> list[Encoded]:
         texts = []
-        for part in _parts(comparisons):
+        for part, size in _parts(comparisons):
+            turns = self.batcher.encoding if size <= SHORT else self.batcher.encoding_long
             try:
-                with self.batcher.encoding.turn(self.client, self.deadline):
+                with turns.turn(self.client, self.deadline):
                     texts += super()._encode(encoder, part)
             except TimeoutError:
                 raise DeadlineExceededError from None
         return texts
 
 
-def _parts(comparisons: Iterable[PairTexts]) -> Iterator[list[PairTexts]]:
-    """Comparisons in parts of about ENCODED_TOGETHER characters."""
+def _parts(comparisons: Iterable[PairTexts]) -> Iterator[tuple[list[PairTexts], int]]:
+    """Comparisons in parts of about ENCODED_TOGETHER characters, and the number of characters of each part."""
     part, size = [], 0
     for one in comparisons:
         part.append(one)
-        size += sum(len(text) for text in one if isinstance(text, str))
+        size += sum(len(x if isinstance(x, str) else str(x)) for x in one)  # of messages about
         if size >= ENCODED_TOGETHER:
-            yield part
+            yield part, size
             part, size = [], 0
     if part:
-        yield part
+        yield part, size

@@ -119,13 +119,24 @@ class OutputSink(NamedTuple):
 
 
 def reserve(sink: OutputSink) -> AbstractContextManager[None]:
-    """Reserve an output for the block, which loads a model and writes. A shard locks its parts instead.
+    """Reserve an output, or one shard of it, for the block, which loads a model and writes.
 
-    Raises InUseError if another process writes the output.
+    Raises InUseError if another process writes the output or the shard.
     """
-    if sink.file is None or sink.shard is not None or is_remote(sink.file):
+    if sink.file is None or is_remote(sink.file):
         return nullcontext()
+    if sink.shard is not None:
+        return hold_shard(Path(sink.file), sink.shard)
     return reserve_lock(file_lock(Path(sink.file)), error=DataError)
+
+
+def hold_shard(place: Path, shard: Shard) -> AbstractContextManager[None]:
+    """Hold the lock of a shard of a file, or of the files of a folder, for the block.
+
+    The lock lies next to `place`. Shards of other counts may write the same parts, which have locks of their own.
+    """
+    name = f"{place.absolute().name}.shard-{shard.index}-of-{shard.count}"
+    return hold_lock(file_lock(place.absolute().with_name(name)), error=DataError)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """How a judge thinks, what it thought, and the probability that follows from its votes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -62,6 +62,18 @@ class Rationale(NamedTuple):
     tokens: int
     outcome: Outcome
     logit_diff: float | None
+
+
+def rationale_counts(outcomes: Mapping[Any, int], tokens: int) -> str:
+    """Number of rationales and of their tokens, and how many have no verdict, by reason, as text.
+
+    >>> rationale_counts({"verdict": 6, "ended": 2}, 1200)
+    '8 rationales of 1,200 tokens; without a verdict: 2 ended'
+    """
+    reasons = ("empty", "ended", "unfinished")
+    missing = [f"{outcomes[x]:,} {x}" for x in reasons if outcomes.get(x)]
+    without = f"; without a verdict: {', '.join(missing)}" if missing else ""
+    return f"{sum(outcomes.values()):,} rationales of {tokens:,} tokens{without}"
 
 
 class Thought(NamedTuple):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gram_jax.data.inputs import PairTexts, pairs_of
-from gram_jax.errors import JudgeError
+from gram_jax.errors import DataError, JudgeError
 from gram_jax.hashing import stable_hash
 from gram_jax.judge.encode import Encoded
 from gram_jax.judge.rationale import RationaleEncoder
@@ -25,7 +25,14 @@ from gram_jax.model.generate import PROMPT_MULTIPLE, SamplingConfig, Stop, gener
 from gram_jax.scoring.engine import ScoringEngine
 from gram_jax.scoring.pair import combine_orders
 from gram_jax.scoring.text_scorer import ScorerIdentity, TextScorer
-from gram_jax.scoring.think import Outcome, Rationale, Think, Thought, combine_votes
+from gram_jax.scoring.think import (
+    Outcome,
+    Rationale,
+    Think,
+    Thought,
+    combine_votes,
+    rationale_counts,
+)
 
 ROWS = 16  # rationales of one call and device: fixed, because other shapes may change the last bits
 
@@ -90,12 +97,18 @@ class ThinkingScorer(TextScorer):
             missing = np.repeat(missing.reshape(-1, 2).any(axis=1), 2)
         return np.where(missing, 0, diffs)
 
-    def thoughts(self, comparisons: Iterable[PairTexts]) -> Iterator[Thought]:
-        """The score of every pair with its rationales; the scores are those of `stream`."""
+    def thoughts(self, comparisons: Iterable[PairTexts], *, prove: str = "") -> Iterator[Thought]:
+        """The score of every pair with its rationales; the scores are those of `stream`.
+
+        prove: a text with {label}, placed before a rationale, that states the label of the first response of each pair
+        as the better one. The verdict after the rationale is read without it. Raises DataError if {label} is missing.
+        """
+        hints = self._hints(prove)
         remaining = pairs_of(comparisons)
         while window := list(islice(remaining, self.window)):
             texts, swapped = self._encode_pairs(window)
-            direct, diffs, votes = self._read(texts, paired=True)
+            shown = [hints[order ^ swap] for swap in swapped.tolist() for order in (0, 1)]
+            direct, diffs, votes = self._read(texts, paired=True, hints=shown)
             for at, swap in enumerate(swapped.tolist()):
                 order = (2 * at + 1, 2 * at) if swap else (2 * at, 2 * at + 1)
                 cut = any(texts[x].shortened for x in order)
@@ -113,24 +126,27 @@ class ThinkingScorer(TextScorer):
 
     def report(self) -> str:
         """Number of rationales and of their tokens, and how many have no verdict, by reason."""
-        count = self.outcomes.total()
-        missing = [
-            f"{self.outcomes[x]:,} {x}"
-            for x in ("empty", "ended", "unfinished")
-            if self.outcomes[x]
-        ]
-        without = f"; without a verdict: {', '.join(missing)}" if missing else ""
-        return f"{count:,} rationales of {self.thought_tokens:,} tokens{without}"
+        return rationale_counts(self.outcomes, self.thought_tokens)
 
     def warm_up(self, *, rankings: bool = False) -> None:
         """As of the base; programs of generation are compiled when a length first occurs."""
         self.base.warm_up(rankings=rankings)
+
+    def _hints(self, prove: str) -> tuple[str, str]:
+        """The hints of both orders, of which the better response is the first and the second."""
+        if prove and prove.count("{label}") != 1:
+            raise DataError(
+                f"expected a text with {{label}} exactly once, the label of the better response; found {prove!r}"
+            )
+        first, second = (prove.replace("{label}", x.strip()) for x in self.base.spec.labels)
+        return first, second
 
     def _read(
         self,
         sequences: Sequence[Encoded],
         *,
         paired: bool,
+        hints: Sequence[str] | None = None,
         progress: Callable[[int], None] = lambda count: None,
     ) -> tuple[np.ndarray | None, np.ndarray, list[tuple[Rationale, ...]]]:
         """(diffs of the one-token verdicts if a gate needs them, diffs of the votes with nan, the votes)."""
@@ -144,19 +160,34 @@ class ThinkingScorer(TextScorer):
                 chosen = np.repeat(margins < self.think.below, 2)
             progress(int((~chosen).sum()))
         diffs = np.zeros(len(sequences)) if direct is None else direct.astype(np.float64)
-        indices = np.flatnonzero(chosen)
-        for at, found in self._vote([sequences[int(i)] for i in indices], progress):
+        indices = np.flatnonzero(chosen).tolist()
+        prompts = [
+            self._written.prompt(sequences[at].tokens, hints[at] if hints else "") for at in indices
+        ]
+        self._check_length(prompts)
+        for at, found in self._vote([sequences[at] for at in indices], prompts, progress):
             votes[indices[at]] = found
             diffs[indices[at]] = combine_votes(
                 [vote.logit_diff for vote in found], self.think.combine
             )
         return direct, diffs, votes
 
+    def _check_length(self, prompts: Sequence[np.ndarray]) -> None:
+        longest, most = max(map(len, prompts), default=0), self._engine.cfg.context_length
+        if longest + self._sampling.max_new_tokens > most:
+            raise JudgeError(
+                f"a comparison with the text before its rationale has {longest} tokens and a rationale up to "
+                f"{self._sampling.max_new_tokens}, more than the model's context of {most}: choose a shorter text, or "
+                "a smaller max_new_tokens"
+            )
+
     def _vote(
-        self, sequences: Sequence[Encoded], progress: Callable[[int], None]
+        self,
+        sequences: Sequence[Encoded],
+        prompts: Sequence[np.ndarray],
+        progress: Callable[[int], None],
     ) -> Iterator[tuple[int, tuple[Rationale, ...]]]:
         """The votes of every comparison, by its index. Calls have prompts of one padded length."""
-        prompts = [self._written.prompt(x.tokens) for x in sequences]
         widths = np.array([-(-len(x) // PROMPT_MULTIPLE) for x in prompts], int)
         per_call = max(1, ROWS // self.think.votes) * self._engine.execution.placement.batch_shards
         for width in np.unique(widths):

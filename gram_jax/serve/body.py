@@ -15,7 +15,6 @@ from gram_jax.serve.errors import RequestError
 MAX_VALUES = 200_000  # of a body: entries of lists and objects
 MAX_DEPTH = 64
 
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _LARGE = 16_384  # bytes from which on reading takes long enough for a thread
 
@@ -70,8 +69,9 @@ def _check_size(body: bytes) -> None:
     opening, commas = body.count(b"[") + body.count(b"{"), body.count(b",")
     if opening <= MAX_DEPTH and opening + commas <= MAX_VALUES:
         return
-    # Brackets and commas in texts do not count.
-    signs = np.frombuffer(_STRING.sub(b"", body), np.uint8)
+    # Brackets and commas in texts do not count. numpy releases the GIL, a regular expression does not.
+    signs = np.frombuffer(body.replace(rb"\\", b"").replace(rb"\"", b""), np.uint8)
+    signs = signs[~np.logical_xor.accumulate(signs == ord('"'))]
     opens, closes = np.isin(signs, list(b"[{")), np.isin(signs, list(b"]}"))
     if opens.sum() + (signs == ord(",")).sum() > MAX_VALUES:
         raise RequestError(

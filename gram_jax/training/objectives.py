@@ -123,17 +123,23 @@ def rationale_objective(
 ) -> Objective:
     """Stage 2 with rationales: verdict_weight times the verdict's loss plus rationale_weight times the rationale's.
 
-    The loss of a rationale is the mean over its tokens, so that each document counts once. Metrics: those of
-    `verdict_objective`; verdict_nll and rationale_nll, the two parts.
+    The loss of a rationale is the mean over its tokens, so that each document counts once. Logits of the vocabulary are
+    computed for these tokens only, at most `chunk_size` of them at a time. Metrics: those of `verdict_objective`;
+    verdict_nll and rationale_nll, the two parts.
     """
+    shards = execution.placement.mesh.shape["sequence"]
 
     def objective(params: Tree, batch: RationaleBatch) -> tuple[jax.Array, Metrics]:
         hidden, experts = hidden_states_and_load(params, cfg, batch.seqs, execution)
+        at, targets, weights = (
+            jnp.pad(x, ((0, 0), (0, -x.shape[1] % shards)))
+            for x in (batch.target_at, batch.targets, batch.target_weights)
+        )
         written, tokens = next_token_nll(
-            hidden,
+            hidden_at(hidden, at),
             linear_head(params, cfg),
-            batch.targets,
-            batch.token_weights,
+            targets,
+            weights,
             chunk_size=chunk_size,
             placement=execution.placement,
         )

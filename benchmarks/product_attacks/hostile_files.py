@@ -1,24 +1,22 @@
-"""Hostile files for attack_product.py: each with the command that reads it."""
+"""Hostile files: each with the command that reads it."""
 
 import gzip
 import io
+import itertools
 import json
 import shutil
 import struct
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 from test_limits import HOSTILE as TEMPLATES
 
 from gram_jax.checkpoint.manifest import MANIFEST
+from product_attacks.commands import Words
 
-Words = list[object]
 ROW = {"prompt": "p", "chosen": "a", "rejected": "b"}
 LINE = json.dumps(ROW).encode()
 MB = 2**20
@@ -28,19 +26,20 @@ BAD_NUMBERS: tuple[Any, ...] = (
 
 
 def hostile_files(
-    base: Path, judge: Path, pairs: Path, every: int = 1
+    base: Path, judge: Path, pairs: Path, every: int = 1, first: int = 0
 ) -> Iterator[tuple[str, Words]]:
-    """(name, command) of every file, or every N-th; it exists until the next one is asked for."""
-    base.mkdir()
+    """(name, command) of each every-th file from the first; it exists until the next one is requested.
+
+    base: an empty folder.
+    """
     plain = base / "plain"
     shutil.copytree(judge, plain)
     (plain / MANIFEST).unlink()
     save_file(load_file(plain / "model.safetensors"), plain / "model.safetensors")
-    for number, (name, make, words) in enumerate(_all(base, plain, judge, pairs)):
-        if number % every == 0:
-            made = make()
-            yield name, words
-            shutil.rmtree(made) if made.is_dir() else made.unlink()
+    for name, make, words in itertools.islice(_all(base, plain, judge, pairs), first, None, every):
+        made = make()
+        yield name, words
+        shutil.rmtree(made) if made.is_dir() else made.unlink()
 
 
 def _all(

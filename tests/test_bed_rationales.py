@@ -1,0 +1,128 @@
+"""Structured rationales of the test bed: checked by code, and the comparison of a judge that writes them."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_runs import compiled_programs  # noqa: F401
+
+from gram_jax.data.examples import encode_rationales
+from gram_jax.interop.models import load_tokenizer
+from gram_jax.judge.encode import encode_fitting_items
+from gram_jax.judge.spec import make_spec
+
+FOLDER = Path(__file__).parents[1] / "benchmarks" / "claims"
+
+
+@pytest.fixture(scope="module")
+def demonstration():
+    """The module rationales, imported from the benchmark's folder."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        import rationales
+
+        yield rationales
+    finally:
+        sys.path.remove(str(FOLDER))
+        for name in ("rationales", "rationale_tasks", "bed", "bed_tasks", "intervals"):
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def pairs(demonstration):
+    tasks, seen = demonstration.rationale_tasks, set()
+    return [
+        *tasks.pairs(0, 12, test=True, seen=seen),
+        *tasks.pairs(0, 12, test=False, seen=seen),
+    ]
+
+
+def test_all_pairs_fit_with_their_rationales(demonstration, pairs):
+    asked, tasks = demonstration.parse(["out"]), demonstration.rationale_tasks
+    tokenizer = load_tokenizer("smollm2-135m")
+    length, most = asked.max_length, asked.rationale_tokens
+    spec = make_spec(tokenizer, rationale="think", max_rationale=most, max_length=length)
+    items = [(pair.prompt, pair.chosen, pair.rejected) for pair in pairs]
+    encoded = encode_fitting_items(tokenizer, spec.comparison, items, length)
+    texts = [tasks.rationale(pair, 0, swapped=False) for pair in pairs]
+    found = encode_rationales(tokenizer, spec, encoded, texts)
+    assert max(len(one.tokens) for one in found) <= length + asked.rationale_room  # none is None
+
+
+def test_every_rationale_says_which_response_is_right(demonstration, pairs):
+    tasks = demonstration.rationale_tasks
+    assert len({pair.prompt for pair in pairs}) == len(pairs) == 24 * len(tasks.KINDS)
+    for pair in pairs:
+        first, second = (tasks.rationale(pair, 0, swapped=swapped) for swapped in (False, True))
+        work, right, wrong = first.split("\n")
+        assert right.startswith("A: ") and right.endswith(": yes"), first
+        assert wrong.startswith("B: ") and wrong.endswith(": no"), first
+        assert second.split("\n") == [work, "A" + wrong[1:], "B" + right[1:]]
+        assert tasks.right_lines(first, first) == (True, True)
+        assert tasks.right_lines(first, second) == (True, False)
+        assert tasks.right_lines("It is A.", first) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "prompt", "chosen", "rejected", "written"),
+    [
+        ("add", "What is 60 + 53?", "It is 113.", "It is 115.", "60 + 53 = 113\nA: 113: yes\nB: 115: no"),
+        (
+            "sequence", "Which number comes before this sequence: 56, 59, 62, 65?", "53", "68",
+            "step 3, 56 - 3 = 53\nA: 53: yes\nB: 68: no",
+        ),
+        (
+            "item_count", "Give me five first names.", "Henry, Clara, Frank, Ida, Anna", "Emma, Frank",
+            "asked 5\nA: 1 Henry, 2 Clara, 3 Frank, 4 Ida, 5 Anna, count 5: yes\nB: 1 Emma, 2 Frank, count 2: no",
+        ),
+    ],
+)  # fmt: skip
+def test_rationales_by_hand(demonstration, kind, prompt, chosen, rejected, written):
+    tasks = demonstration.rationale_tasks
+    pair = tasks.Pair(kind, 0, prompt, chosen, rejected)
+    assert tasks.rationale(pair, 0, swapped=False) == written
+
+
+def test_figures_are_means_over_pairs_and_seeds(demonstration, pairs):
+    two = [pair for pair in pairs[:24] if pair.kind == "add"][:4]
+    right = demonstration.Verdict(1.0, 1.0, 30.0, 1.0, 0.5)
+    wrong = demonstration.Verdict(0.0, 1.0, 10.0, 0.0, 0.0)
+    plain = demonstration.Verdict(0.0, 0.0)
+    verdicts = {
+        ("rationale", 5): [[right] * 4, [right, wrong, right, wrong]],
+        ("label", 5): [[plain] * 4] * 2,
+    }
+    rows = {
+        (r["judge"], r["kind"], r["metric"]): r
+        for r in demonstration.figures_of(verdicts, two, [0, 1])
+        if r["kind"] in ("all", "add")
+    }
+    assert rows["rationale", "add", "accuracy"]["value"] == 0.75
+    assert rows["rationale", "all", "accuracy"]["by_seed"] == {"0": 1.0, "1": 0.5}
+    assert rows["rationale", "add", "tokens"]["value"] == 25.0
+    assert rows["rationale - label", "add", "accuracy"]["value"] == 0.75
+    assert ("label", "add", "work right") not in rows
+    text = demonstration.markdown(list(rows.values()), 5)
+    assert "| add |" in text and "0.750" in text
+
+
+@pytest.mark.slow
+def test_the_comparison_runs_and_resumes(demonstration, tmp_path):
+    words = [
+        str(tmp_path / "out"), "--model", "tiny-random", "--seeds", "0", "--pairs", "2", "--test-pairs", "2",
+        "--steps", "2", "--points", "1", "--batch-size", "8", "--max-length", "320", "--rationale-tokens", "64",
+        "--rationale-room", "128",
+    ]  # fmt: skip
+    demonstration.main(words)
+    results = tmp_path / "out" / "results.json"
+    before = results.read_bytes()
+    rows = json.loads(before)["figures"]
+    assert {row["judge"] for row in rows} == {*demonstration.JUDGES, "rationale - label"}
+    whole = next(
+        r for r in rows if (r["judge"], r["kind"], r["metric"]) == ("rationale", "all", "tokens")
+    )
+    assert whole["value"] > 0 and whole["step"] == 2
+    results.unlink()
+    demonstration.main(words)
+    assert results.read_bytes() == before
