@@ -224,11 +224,14 @@ def grouped_kernel(
 def outer_kernel(
     x: jax.Array, d_y: jax.Array, sizes: jax.Array, *, interpret: bool = False
 ) -> jax.Array:
-    """x^T d_y of each group of rows, f32 [E, D, F]. A ragged_dot would multiply all rows for every expert."""
+    """x^T d_y of each group of rows, [E, D, F] in x's dtype, summed in f32.
+
+    A ragged_dot would multiply all rows for every expert.
+    """
     from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 
     tiles = _tiles(x.shape[0], x.shape[1], d_y.shape[1])
-    return tgmm(x.swapaxes(0, 1), d_y, sizes, jnp.float32, tiles, interpret=interpret)
+    return tgmm(x.swapaxes(0, 1), d_y, sizes, x.dtype, tiles, interpret=interpret)
 
 
 def _tiles(rows: int, inner: int, outer: int) -> tuple[int, int, int]:
