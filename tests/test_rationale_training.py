@@ -169,6 +169,8 @@ def test_a_packed_row_has_the_targets_of_its_documents():
         str(TOKENIZER.decode(row[w > 0])) for row, w in zip(tokens, weights, strict=True)
     )
     assert text.count("Short.") == 9 and text.count("<answer>") == 6
+    share = float((found.targets / found.documents.lengths).max())
+    assert tokens.shape[1] == plan.targets <= int(512 * share)
     assert weights.sum() == pytest.approx(6.0)
 
 

@@ -70,7 +70,7 @@ class BatchPlan:
         self._lock = threading.Lock()  # used by the feed threads and the training loop
         self._ends: list[int] = []  # steps before the end of epoch 0, 1, ...
         self.slots = self._most_slots()
-        self.targets = min(max_length, self.slots * self.examples.most_targets)
+        self.targets = self._most_targets()
 
     def _most_slots(self) -> int:
         """M, the verdicts (pairs of the baseline) that a row may hold, the same in every epoch."""
@@ -82,6 +82,12 @@ class BatchPlan:
         if self.adjacent:
             return 2 * most_units_in_a_row(units.sum(1), self.max_length)
         return most_units_in_a_row(units.sum(1) if pairs else units.ravel(), self.max_length)
+
+    def _most_targets(self) -> int:
+        """R, the tokens of rationales that a row may hold: of its documents, and of the largest share of a document."""
+        targets, lengths = self.examples.targets, self.examples.documents.lengths
+        shares = targets * self.max_length // lengths
+        return max(1, min(self.slots * int(targets.max()), int(shares.max())))
 
     @property
     def steps_per_epoch(self) -> int:

@@ -115,14 +115,14 @@ class Examples:
         return self.documents.lengths.reshape(-1, self.per_unit)
 
     @property
-    def most_targets(self) -> int:
-        """The most tokens of a rationale that a document has, at least 1; 1 in other stages."""
-        if self.stage != "rationale":
-            return 1
+    def targets(self) -> np.ndarray:
+        """Number of tokens of the rationale of each document, i64 [documents]; 0 in other stages."""
         starts, ends = self.documents.starts, self.documents.starts + self.documents.lengths
+        if self.stage != "rationale":
+            return np.zeros(len(starts), np.int64)
         bounds = np.stack([starts + 1, ends], axis=1).ravel()
         counts = np.add.reduceat(np.append(self.weights > 0, False), bounds, dtype=np.int64)[::2]
-        return max(1, int(counts[bounds[::2] < bounds[1::2]].max(initial=0)))
+        return np.where(bounds[::2] < bounds[1::2], counts, 0)
 
     @property
     def columns(self) -> dict[str, np.ndarray]:
