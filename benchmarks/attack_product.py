@@ -39,7 +39,7 @@ ATTACKS: dict[str, tuple[Callable[..., None], int]] = {
     "kills": (kills, 200),
     "together": (together, 1000),
     "full": (full, 50),
-    "read_only": (read_only, 20),
+    "read_only": (read_only, 28),
     "damage": (damage, 1000),
     "non_finite": (non_finite, 50),
     "hostile": (hostile, 1000),

@@ -96,36 +96,44 @@ def kill(pid: int) -> None:
     os.waitpid(pid, 0)
 
 
+def digest_of_state(folder: Path) -> str:
+    """`fingerprint`, in this process."""
+    digest = hashlib.sha256()
+    with Checkpoints(folder / "checkpoints", keep=None) as checkpoints:
+        step = checkpoints.newest_good(print)
+    for item in ("params", "rest"):
+        place = (folder / "checkpoints" / str(step) / item).absolute()
+        reader = ocp.PyTreeCheckpointer()
+        kinds = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+            dict(reader.metadata(place).item_metadata.tree),
+        )
+        found = reader.restore(place, args=ocp.args.PyTreeRestore(restore_args=kinds))
+        leaves = jax.tree_util.tree_leaves_with_path(found)
+        for path, leaf in sorted(leaves, key=lambda entry: str(entry[0])):
+            array = np.asarray(leaf)
+            digest.update(f"{item} {path} {array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+    info = json.loads((folder / "run.json").read_text())
+    digest.update(json.dumps([step, info["steps"], info["examples"]]).encode())
+    for row in read_metrics(folder / "metrics.jsonl"):
+        row.pop("tokens_per_second", None)
+        digest.update(json.dumps(row, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
 def fingerprint(folder: Path) -> str:
     """SHA-256 of the final state (every leaf by name, bit for bit), the steps and the metrics.
 
-    Computed in a forked process, because the parent must not start JAX's back end.
+    Computed in a forked process, because the parent must not start JAX's back end. Raises RuntimeError for a run that
+    cannot be read.
     """
     read, write = os.pipe()
     if not (pid := os.fork()):
-        digest = hashlib.sha256()
-        with Checkpoints(folder / "checkpoints", keep=None) as checkpoints:
-            step = checkpoints.newest_good(print)
-        for item in ("params", "rest"):
-            place = (folder / "checkpoints" / str(step) / item).absolute()
-            reader = ocp.PyTreeCheckpointer()
-            kinds = jax.tree.map(
-                lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
-                dict(reader.metadata(place).item_metadata.tree),
-            )
-            found = reader.restore(place, args=ocp.args.PyTreeRestore(restore_args=kinds))
-            leaves = jax.tree_util.tree_leaves_with_path(found)
-            for path, leaf in sorted(leaves, key=lambda entry: str(entry[0])):
-                array = np.asarray(leaf)
-                digest.update(f"{item} {path} {array.dtype} {array.shape}".encode())
-                digest.update(np.ascontiguousarray(array).tobytes())
-        info = json.loads((folder / "run.json").read_text())
-        digest.update(json.dumps([step, info["steps"], info["examples"]]).encode())
-        for row in read_metrics(folder / "metrics.jsonl"):
-            row.pop("tokens_per_second", None)
-            digest.update(json.dumps(row, sort_keys=True).encode())
-        os.write(write, digest.hexdigest().encode())
-        os._exit(0)
+        try:  # whatever fails: the child must not continue in the caller of this function
+            os.write(write, digest_of_state(folder).encode())
+        finally:
+            os._exit(0)
     os.close(write)
     with os.fdopen(read) as pipe:
         found = pipe.read()

@@ -50,8 +50,8 @@ def check_local(path: str | Path, name: str, error: type[GramError]) -> None:
     """Raises `error` for an address such as gs://bucket/run: files are read and written in file systems only."""
     if address := re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
         raise error(
-            f"{name} = {path}: {address[0]}/ is not a file system of this machine. Mount the bucket (gcsfuse, "
-            "Mountpoint for S3, rclone mount) and give the mounted folder"
+            f"{name} = {path}: {address[0]}/ is not a file system of this machine. Give a folder of a local disk or of "
+            "NFS, or of a bucket that gcsfuse mounts with hierarchical namespace (docs/reliability.md, Storage)"
         )
 
 

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import jax
@@ -79,6 +80,19 @@ class Placement:
             return x
         return jax.lax.with_sharding_constraint(x, self.sharding(*axes))
 
+    def gather(self, weight: jax.Array, *axes: str | None) -> jax.Array:
+        """Gather weights with these logical axes along "embed"; does nothing on one device.
+
+        Over a whole three-dimensional torus in two steps, because libtpu writes a single one as an all-reduce of
+        zeros and the part of each device, which sends twice the bytes (docs/meshes.md).
+        """
+        if self.mesh.size == 1:
+            return weight
+        if (lines := lines_of_torus(self.mesh)) is not None:
+            partly = NamedSharding(lines, self.spec(axes))
+            weight = jax.lax.with_sharding_constraint(weight, partly)
+        return self.constrain(weight, *(None if axis == "embed" else axis for axis in axes))
+
     def put(self, x: np.ndarray, *axes: str | None) -> jax.Array:
         """Put a host array, equal on every process of the job, on the devices of the mesh."""
         return jax.make_array_from_callback(x.shape, self.sharding(*axes), lambda at: x[at])
@@ -96,6 +110,26 @@ class Placement:
     def batch_shards(self) -> int:
         """Number of shards of the batch dimension."""
         return self.shards("batch")
+
+
+@cache
+def lines_of_torus(mesh: Mesh) -> Mesh | None:
+    """The mesh with fsdp cut into fsdp and "line", devices in a row; None unless fsdp spans three dimensions."""
+    shape = mesh.devices.shape
+    along_fsdp = np.moveaxis(mesh.devices, 1, 0).reshape(shape[1], -1)[:, 0]
+    if any(len(getattr(device, "coords", ())) < 3 for device in along_fsdp):
+        return None
+    coords = np.array([device.coords for device in along_fsdp])
+    if min(len(set(of)) for of in coords.T) <= 2:
+        return None
+    away = coords != coords[0]
+    along = int(np.argmax(away[np.argmax(away.any(1))]))  # the dimension of the first step
+    line = int(np.argmax(np.delete(away, along, axis=1).any(1)))
+    if shape[1] % line:
+        return None
+    devices = mesh.devices.reshape(shape[0], shape[1] // line, line, *shape[2:])
+    axes = (*MESH_AXES[:2], "line", *MESH_AXES[2:])
+    return Mesh(devices, axes, axis_types=(mesh.axis_types[0],) * len(axes))
 
 
 def check_divides(weights: Mapping[str, Any], placement: Placement) -> None:

@@ -162,22 +162,31 @@ def test_rankings_and_pairs_share_the_queue(judge, pool):
     assert ranking.logit_diffs[3, 0] == 1.5
 
 
-def test_many_small_requests_wait_for_one_slice_of_a_large_one_of_another_client(pool):
-    """Clients share by tokens: sixteen small requests have fewer than one slice."""
-    judge = FakeJudge(call_tokens=2048)
-    large, small = [("q", "a" * 9, "b")] * 60, ("q", "aaa", "a")
+class ListingJudge(FakeJudge):
+    """small: number of sequences with the response "aaa" in each call."""
+
+    def label_logit_diffs(self, sequences, **options):
+        self.small.append(sum("aaa" in self.read(x.tokens) for x in sequences))
+        return super().label_logit_diffs(sequences, **options)
+
+
+def test_many_small_requests_wait_for_one_batch_of_a_large_one_of_another_client(pool):
+    """Clients share by tokens: sixteen small requests have less than half of a batch."""
+    judge = ListingJudge(seconds=0.4, call_tokens=1 << 14)
+    judge.small = []
+    large, small = [("q", "b " * 500, "b")] * 60, ("q", "aaa", "a")
+    assert tokens(*[small] * 16) < judge.call_tokens / 2 and tokens(*large) > 3 * judge.call_tokens
     with batching(judge) as batcher:
         judge.go.clear()
         first = pool.submit(ask, batcher, *large, client="large")
         assert judge.asked.wait(10)
         waiting = [pool.submit(ask, batcher, small, client="small") for _ in range(16)]
         until(lambda: batcher.waiting == tokens(*large, *[small] * 16))
-        judge.seconds = 0.05
         judge.go.set()
         assert [one.result(10)[0].margin for one in waiting] == [1.0] * 16
-        # The batch that was being scored, and the one with all small requests.
-        assert len(judge.sizes) <= 3 and not first.done()
+        judge.seconds = 0
         assert len(first.result(30)) == 60
+    assert judge.small[:2] == [0, 32]
 
 
 def test_the_next_turn_is_of_the_client_with_the_least_cost():

@@ -268,7 +268,7 @@ def test_grades_of_a_best_of_n_set_are_no_accuracies_in_the_hubs_index(model, ju
 
 
 def test_results_of_other_weights_are_refused_however_they_are_held(model, exported, tmp_path):
-    for held in ("float32", "bfloat16", "int8"):
+    for held in ("float32", "bfloat16", "int8", "float8_dynamic"):
         scorer = Scorer.load(exported, weights=held)
         content = judge_results(scorer, "tiny").model_dump() | {"sources": {"held_out": source()}}
         there = write(tmp_path / held, content)

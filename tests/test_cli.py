@@ -195,7 +195,7 @@ def test_an_address_as_a_path_is_refused_before_anything_is_read(
 ):
     monkeypatch.chdir(tmp_path)
     done = run_cli(*words.replace("OUT", address).split())
-    assert done.status == 2 and "Mount the bucket" in done.stderr
+    assert done.status == 2 and "hierarchical namespace" in done.stderr
     assert address.split("/")[0] in done.stderr and not list(tmp_path.iterdir())
 
 

@@ -15,9 +15,16 @@ from gram_jax.errors import LayoutError, RecipeError
 from gram_jax.model.config import Experts, ModelConfig
 from gram_jax.model.decoder import hidden_states, hidden_states_and_load
 from gram_jax.model.execution import Execution
-from gram_jax.model.experts import balance_loss, max_load, mixture, route
+from gram_jax.model.experts import (
+    balance_loss,
+    grouped_kernel,
+    max_load,
+    mixture,
+    outer_kernel,
+    route,
+)
 from gram_jax.model.lora import LoraConfig, lora_specs, lora_targets
-from gram_jax.model.quantize import quantize_int8
+from gram_jax.model.quantize import quantize
 from gram_jax.model.specs import param_specs
 from gram_jax.plan.flops import layer_weights
 from gram_jax.sharding import make_placement
@@ -120,6 +127,36 @@ def test_experts_on_eight_devices_give_the_results_of_one(sizes, params, one_dev
 
 
 @pytest.mark.torch
+@pytest.mark.parametrize("sizes", [(64, 0, 32, 96), (0, 0, 256, 0), (32, 32, 32, 64)])
+def test_the_kernels_of_a_tpu_multiply_groups_of_rows(sizes):
+    x, w, d_y = (
+        jax.random.normal(key, shape).astype("bfloat16")
+        for key, shape in zip(
+            jax.random.split(jax.random.key(0), 3),
+            [(256, 128), (4, 128, 384), (256, 384)],
+            strict=True,
+        )
+    )
+    of_rows = np.repeat(np.arange(4), sizes)
+    x = x.at[len(of_rows) :].set(np.nan)  # rows after the groups are not read
+    exact = [np.asarray(part, np.float64) for part in (x, w, d_y)]
+    groups = [np.flatnonzero(of_rows == expert) for expert in range(4)]
+    counts = jnp.array(sizes, jnp.int32)
+    found = [
+        grouped_kernel(x, w, counts, transposed=False, interpret=True)[: len(of_rows)],
+        grouped_kernel(d_y, w, counts, transposed=True, interpret=True)[: len(of_rows)],
+        outer_kernel(x, d_y, counts, interpret=True),
+    ]
+    right = [
+        np.concatenate([exact[0][rows] @ exact[1][e] for e, rows in enumerate(groups)]),
+        np.concatenate([exact[2][rows] @ exact[1][e].T for e, rows in enumerate(groups)]),
+        np.stack([exact[0][rows].T @ exact[2][rows] for rows in groups]),
+    ]
+    for one, expected in zip(found, right, strict=True):
+        assert one.shape == expected.shape and one.dtype == "bfloat16"
+        np.testing.assert_allclose(np.asarray(one, np.float64), expected, rtol=2**-8, atol=1e-3)
+
+
 def test_the_load_balancing_loss_is_that_of_transformers(params, execution):
     torch = pytest.importorskip("torch")
     theirs = pytest.importorskip("transformers.models.qwen3_moe.modeling_qwen3_moe")
@@ -157,7 +194,7 @@ def test_the_load_tells_balance_from_collapse(params, execution):
 @pytest.mark.slow
 def test_int8_experts_stay_close(params, execution):
     seqs = random_rows(CFG, [[30]], 32)
-    eight = quantize_int8(params)
+    eight = quantize(params, "int8")
     assert eight["layers"]["expert_up"].dtype == jnp.int8
     assert eight["layers"]["router"].dtype == jnp.float32
     h, exact = (hidden_states(p, CFG, seqs, execution)[:, :30] for p in (eight, params))

@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from gram_jax import tree
 from gram_jax.interop.models import load_model
-from gram_jax.model.quantize import quantize_int8
+from gram_jax.model.quantize import quantize
 from gram_jax.scoring.fingerprint import weights_fingerprint
 from gram_jax.sharding import make_placement
 
@@ -20,7 +20,7 @@ def one_device():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_one_element_of_the_last_layer_changes_it(dtype):
     _, params = load_model("tiny-random", one_device(), "bfloat16" if dtype != "float32" else dtype)
-    params = quantize_int8(params) if dtype == "int8" else params
+    params = quantize(params, dtype)
     flat = tree.flatten(params)
     original = weights_fingerprint(params)
     found = {original}

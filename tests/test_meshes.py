@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tiny_runs import compiled_programs, tiny_recipe  # noqa: F401
 
-from gram_jax import tree
+from gram_jax import sharding, tree
 from gram_jax.batch import PairBatch, Sequences, TokenBatch, VerdictBatch
 from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.data.feed import process_shard, to_device
@@ -337,6 +337,25 @@ def test_the_rows_of_a_process_are_one_block_of_a_mesh_over_hosts(tmp_path):
     with pytest.raises(RecipeError, match=r"4 is not a multiple of 6 .*nearest valid size is 6"):
         make_recipe(values)
     assert process_shard(make_placement({"data": 2, "fsdp": 4}), 16) == (0, 1)
+
+
+def test_a_gather_in_two_steps_has_the_values_and_gradients_of_one(monkeypatch):
+    placement = make_placement({"fsdp": 4, "tensor": 2})
+    x, w = np.random.default_rng(0).normal(size=(2, 16, 16)).astype(np.float32)
+
+    def found() -> Any:
+        def loss(w: jax.Array) -> jax.Array:
+            return ((x @ placement.gather(w, "embed", "mlp")) ** 3).sum()
+
+        return jax.jit(jax.value_and_grad(loss))(placement.put(w, "embed", "mlp"))
+
+    once = found()
+    devices = placement.mesh.devices.reshape(1, 2, 2, 2, 1)
+    axes = ("data", "fsdp", "line", "tensor", "sequence")
+    lines = jax.sharding.Mesh(devices, axes, axis_types=(placement.mesh.axis_types[0],) * 5)
+    monkeypatch.setattr(sharding, "lines_of_torus", lambda mesh: lines)
+    for one, other in zip(once, found(), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_no_device_holds_the_gradients_of_all_layers_whole():

@@ -19,7 +19,7 @@ from gram_jax.model.execution import Execution
 from gram_jax.model.heads import label_logits, unembedding
 from gram_jax.model.layer import rms_norm
 from gram_jax.model.lora import LoraConfig, init_lora, lora_scales, lora_specs, merge_lora
-from gram_jax.model.quantize import quantize_int8
+from gram_jax.model.quantize import quantize
 from gram_jax.model.rope import (
     Rope,
     apply_rope,
@@ -319,7 +319,7 @@ def test_merging_lora_keeps_the_model(execution, one_device):
 def test_a_lora_is_not_merged_into_int8(one_device):
     params, with_lora = adapted(tiny_config("llama", True), one_device, trained=True)
     with pytest.raises(LayoutError, match=r"int8 matrices \(down, gate"):
-        small = quantize_int8(params)
+        small = quantize(params, "int8")
         merge_lora({**small, "layers": {**with_lora["layers"], **small["layers"]}})
 
 

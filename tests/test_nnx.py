@@ -24,7 +24,7 @@ from gram_jax.model.decoder import hidden_states
 from gram_jax.model.execution import Execution
 from gram_jax.model.heads import unembedding
 from gram_jax.model.lora import NUM_CONTRACTED_DIMS
-from gram_jax.model.quantize import quantize_int8
+from gram_jax.model.quantize import quantize
 
 T = 16
 
@@ -214,7 +214,7 @@ def test_what_nobody_trains_is_no_param(execution, one_device):
     assert paths_of(view, nnx.Param) == whole | thin
     assert paths_of(view, Frozen) == {"layers/lora_scale"}
 
-    view = nnx_model(quantize_int8(params), cfg, execution)
+    view = nnx_model(quantize(params, "int8"), cfg, execution)
     assert paths_of(view, nnx.Param) == whole - matrices
     scales = {f"layers/scales/{name}" for name in NUM_CONTRACTED_DIMS}
     assert paths_of(view, Frozen) == matrices | scales
@@ -222,7 +222,7 @@ def test_what_nobody_trains_is_no_param(execution, one_device):
 
 def test_a_lora_on_int8_is_our_model_and_trains_alone(execution, one_device):
     cfg = tiny_config("llama", tied=True)
-    params = with_lora(quantize_int8(random_params(cfg, one_device)), cfg, one_device)
+    params = with_lora(quantize(random_params(cfg, one_device), "int8"), cfg, one_device)
     seqs = random_rows(cfg, [[7, 5], [16]], T)
     view = nnx_model(params, cfg, execution)
 

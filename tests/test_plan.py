@@ -21,9 +21,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tiny_runs import compiled_programs, tiny_recipe  # noqa: F401
 
 import gram_jax.training.loop as loop
+from gram_jax import tree
 from gram_jax.errors import RecipeError
 from gram_jax.interop.models import model_config
-from gram_jax.model.specs import param_count, param_specs
+from gram_jax.model.quantize import quantize
+from gram_jax.model.specs import init_params, param_count, param_specs
 from gram_jax.plan.chips import CHIPS, chip_of, link_bandwidth
 from gram_jax.plan.collectives import collectives, type_bytes
 from gram_jax.plan.command import PlanOptions, run_plan
@@ -602,10 +604,24 @@ def test_a_plan_is_for_the_given_number_of_slots(recipe):
     assert many - few == 4 * 3 * 4  # three arrays of four more for the only row of a device
 
 
+@pytest.mark.parametrize("weights", ["int8", "int8_dynamic", "float8_dynamic"])
+def test_a_planned_scoring_call_has_the_arrays_of_quantized_weights(weights, recipe):
+    target = make_target(LOCAL, recipe())
+    program = scoring_program(PlanRequest(recipe(), CFG, target), weights=weights)
+    params = init_params(param_specs(CFG), jax.random.key(0), target.placement, "float32")
+    planned, real = (
+        {path: (leaf.shape, leaf.dtype) for path, leaf in tree.flatten(of).items()}
+        for of in (program.arguments[0], quantize(params, weights))
+    )
+    assert planned == real
+    assert program.settings["param_dtype"] == weights
+
+
 @pytest.mark.parametrize(
     ("stage", "packing", "options"),
     [
         ("finetune", True, {"pairs": 8}),
+        ("finetune", True, {"weights": "int8"}),
         ("finetune", True, {"slots": 8, "score": True}),
         ("finetune", False, {"slots": 8}),
         ("pretrain", True, {"slots": 8}),
@@ -613,7 +629,7 @@ def test_a_plan_is_for_the_given_number_of_slots(recipe):
     ],
 )
 def test_options_that_a_program_does_not_have_are_rejected(stage, packing, options, recipe):
-    with pytest.raises(RecipeError, match=r"--(pairs|slots|search)"):
+    with pytest.raises(RecipeError, match=r"--(pairs|slots|search|weights)"):
         run_plan(recipe(stage, batch__packing=packing), LOCAL, PlanOptions(**options))
 
 

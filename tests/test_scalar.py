@@ -24,7 +24,7 @@ from gram_jax.interop.models import load_model, load_tokenizer
 from gram_jax.judge.spec import make_spec
 from gram_jax.judge.tokens import text_encoder
 from gram_jax.model.execution import Execution
-from gram_jax.model.quantize import quantize_int8
+from gram_jax.model.quantize import quantize
 from gram_jax.ranking.tournament import METHODS
 from gram_jax.recipes.reading import make_rl_recipe
 from gram_jax.rewards.forms import RewardForm, Rewards
@@ -131,7 +131,7 @@ def test_int8_weights_and_another_number_of_tokens_per_call_give_nearly_the_same
     tiny, reward_model
 ):
     cfg, params, head, execution = tiny
-    small = quantize_int8({**params, "score": head})
+    small = quantize({**params, "score": head}, "int8")
     for other, tolerance in (
         (model_of(small, execution, cfg), 0.2),
         (model_of({**params, "score": head}, execution, cfg, tokens_per_call=600), 1e-5),

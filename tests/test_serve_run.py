@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 
 import httpx
 import pytest
@@ -17,8 +19,8 @@ from jobs import free_port
 from server import PAIR, until
 
 from gram_jax.cli.judging import serve
-from gram_jax.errors import DataError
-from gram_jax.serve.run import check_address
+from gram_jax.errors import DataError, JudgeError
+from gram_jax.serve.run import JsonLines, check_address
 
 
 def test_an_address_in_use_is_an_error_before_anything_is_loaded():
@@ -41,6 +43,18 @@ def test_options_of_what_a_response_is_compared_with_exclude_each_other():
     ):
         with pytest.raises(DataError, match="exclude each other"):
             serve("no-such-judge", **options)
+
+
+@pytest.mark.parametrize("error", [JudgeError("no score"), MemoryError("no memory")])
+def test_the_log_has_the_message_of_an_error_and_the_traceback_of_a_bug(error):
+    try:
+        raise error
+    except Exception:
+        text = traceback.format_exc()
+    record = logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, text, None, None)
+    message = json.loads(JsonLines().format(record))["line"]["message"]
+    assert str(error) in message
+    assert message.startswith("Traceback") == isinstance(error, MemoryError)
 
 
 SERVER = """

@@ -1,7 +1,7 @@
 """Compiles training steps with splash attention for four TPU v5e, without any TPU; prints one JSON object.
 
 A process of its own, since the TPU's compiler wants the environment set before JAX starts:
-python tests/tpu_attention_worker.py (in the environment of test_attention_tpu.py).
+python tests/tpu_attention_worker.py (in the environment of test_tpu_programs.py).
 """
 
 import json

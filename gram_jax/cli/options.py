@@ -31,6 +31,7 @@ THINK = Group(
 GROUP = Group("Several processes that share one sharded copy of the weights", sort_key=9)
 
 ComputeDtype = Literal["auto", "float32", "bfloat16"]
+WeightFormat = Literal["auto", "float32", "bfloat16", "int8", "int8_dynamic", "float8_dynamic"]
 AtLeastOne = Parameter(validator=validators.Number(gte=1))
 TwoOrMore = Parameter(validator=validators.Number(gte=2))
 NotNegative = Parameter(validator=validators.Number(gte=0))
@@ -70,8 +71,9 @@ class JudgeOptions:
 
     compute_dtype: ComputeDtype = "auto"
     """Dtype of matrix products; auto: bfloat16 on accelerators, float32 on CPUs."""
-    weights: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
-    """Dtype in which weights are stored; auto: the compute dtype."""
+    weights: WeightFormat = "auto"
+    """Format in which weights are stored; auto: the compute dtype. int8_dynamic, float8_dynamic: products in 8 bits,
+    too."""
     spec: Path | None = None
     """A judge.json to use instead of the one saved with the model."""
     max_length: Annotated[int | None, AtLeastOne] = None

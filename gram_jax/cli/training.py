@@ -20,6 +20,7 @@ from gram_jax.cli.options import (
     RecipeName,
     RowOptions,
     StopOptions,
+    WeightFormat,
     read_spec,
 )
 
@@ -177,6 +178,7 @@ def plan(
     model_config: str | None = None,
     score: bool = False,
     pairs: Annotated[int | None, AtLeastOne] = None,
+    weights: WeightFormat = "auto",
     slots: Annotated[int | None, AtLeastOne] = None,
     search: bool = False,
     advice: Annotated[bool, Parameter(negative="--no-advice")] = True,
@@ -195,6 +197,7 @@ def plan(
         model_config: A config.json, or a published shape such as qwen3-8b; default model.name_or_path.
         score: Plan scoring instead of training.
         pairs: Number of pairs of a scoring call.
+        weights: Format in which the weights of a scoring call are stored; auto: the compute dtype.
         slots: Number of examples that a packed row may hold.
         search: Find the largest batch.batch_size that fits, then the least recomputation.
         advice: If the program does not fit, compile changes until one does.
@@ -216,7 +219,7 @@ def plan(
     if wanted.chip is not None:
         jax.config.update("jax_platforms", "cpu")  # this machine's accelerators are not used
     log_to(Console(stderr=True))
-    options = PlanOptions(model_config, score, pairs, slots, search, search_mesh, advice)
+    options = PlanOptions(model_config, score, pairs, weights, slots, search, search_mesh, advice)
     found, hint = run_plan(read_recipe(recipe, overrides or []), wanted, options)
     if as_json:
         print(json.dumps(plan_values(found) | {"advice": hint}, indent=2))

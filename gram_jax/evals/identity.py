@@ -8,7 +8,7 @@ import jax
 from gram_jax.errors import DataError
 from gram_jax.evals.results import JudgeResults, JudgeSettings, read_judge
 from gram_jax.interop.models import load_model
-from gram_jax.model.quantize import quantize_int8
+from gram_jax.model.quantize import DTYPES, quantize
 from gram_jax.scoring.fingerprint import weights_fingerprint
 from gram_jax.scoring.text_scorer import TextScorer
 from gram_jax.sharding import make_placement
@@ -44,13 +44,14 @@ def fingerprint_as(model: Path, settings: JudgeSettings) -> str:
     Raises DataError for an unknown number format.
     """
     held, compute_dtype = number_format(settings)
-    dtype = compute_dtype if held == "int8" else held
+    dtype = compute_dtype if held in DTYPES else held
     if dtype not in ("float32", "bfloat16"):
         raise DataError(
-            f"settings with weights {held!r} and {compute_dtype!r}: expected float32, bfloat16 or int8 weights"
+            f"settings with weights {held!r} and {compute_dtype!r}: expected float32, bfloat16 or one of "
+            f"{', '.join(DTYPES)} as weights"
         )
     _, params = load_model(model, make_placement({}, devices=jax.devices()[:1]), dtype)
-    return weights_fingerprint(quantize_int8(params) if held == "int8" else params)
+    return weights_fingerprint(quantize(params, held))
 
 
 def difference(one: JudgeResults, other: JudgeResults) -> str | None:

@@ -126,7 +126,7 @@ class NnxModel(nnx.Module):
             raise LayoutError(
                 f"a tool changed {', '.join(strange)} and does not find the weights of the layers, which are stacked "
                 "in a scan. For LoRA make the view of a tree with lora_specs (gram_jax/model/lora.py), for int8 of one "
-                "from quantize_int8"
+                "from quantize (gram_jax/model/quantize.py)"
             )
 
     def _tree(self) -> Tree:
@@ -164,8 +164,10 @@ def to_params(view: NnxModel) -> Tree:
 
 
 def _is_extra(path: str) -> bool:
-    """Whether a leaf is not in the specs but allowed: LoRA and scales of int8."""
-    return path == SCALE or path.startswith(("layers/lora/", "layers/scales/"))
+    """Whether a leaf is not in the specs but allowed: LoRA and scales of 8 bits."""
+    return path == SCALE or path.startswith(
+        ("layers/lora/", "layers/scales/", "layers/dynamic_scales/")
+    )
 
 
 def _variables(params: Tree, prefix: str = "") -> dict[str, Any]:

@@ -237,8 +237,8 @@ def _widened(params: Tree) -> Tree:
     """
 
     def wide(path: str, weight: jax.Array) -> jax.Array:
-        kept = path.endswith("_norm") or path == "lora_scale" or path.startswith("scales/")
-        if kept or weight.dtype == jnp.int8:
+        kept = path.endswith("_norm") or path == "lora_scale" or "scales/" in path
+        if kept or weight.dtype.itemsize == 1:
             return weight
         return jax.lax.reduce_precision(weight.astype(jnp.float32), 8, 7)
 

@@ -16,7 +16,7 @@ from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
 from gram_jax.model.experts import Routing, mixture
 from gram_jax.model.lora import NUM_CONTRACTED_DIMS
-from gram_jax.model.matmul import matmul
+from gram_jax.model.matmul import Quantized, matmul
 from gram_jax.model.rope import Rope, apply_rope
 from gram_jax.model.specs import param_specs
 from gram_jax.tree import Tree
@@ -66,20 +66,23 @@ def _mlp(
 def cast_and_gather(weights: Tree, cfg: ModelConfig, execution: Execution) -> Tree:
     """One layer's weights for `layer`: in the compute type and gathered along "embed". Norms and routers stay f32.
 
-    Inside the scan only one layer's copy exists; casting before the gather over fsdp halves the transfer.
+    Inside the scan only one layer's copy exists; casting before the gather over fsdp halves the transfer. Weights in 8
+    bits: model/quantize.py.
     """
     specs, scales = param_specs(cfg)["layers"], weights.get("scales", {})
+    dynamic = weights.get("dynamic_scales", {})
 
-    def ready(path: str, weight: jax.Array) -> jax.Array:
-        if path.endswith("_norm") or path in ("lora_scale", "router") or path.startswith("scales/"):
+    def ready(path: str, weight: jax.Array) -> jax.Array | Quantized:
+        scale = path.startswith(("scales/", "dynamic_scales/"))
+        if scale or path.endswith("_norm") or path in ("lora_scale", "router"):
             return weight
         if path in scales:
-            weight = weight.astype(jnp.float32) * scales[path]  # int8 (model/quantize.py)
-        weight = weight.astype(execution.compute_dtype)
+            weight = weight.astype(jnp.float32) * scales[path]
+        if path not in dynamic:
+            weight = weight.astype(execution.compute_dtype)
         if path in specs:
-            axes = (None if axis == "embed" else axis for axis in specs[path].axes[1:])
-            weight = execution.placement.constrain(weight, *axes)
-        return weight
+            weight = execution.placement.gather(weight, *specs[path].axes[1:])
+        return Quantized(weight, dynamic[path]) if path in dynamic else weight
 
     return tree.map_with_path(ready, weights)
 

@@ -79,12 +79,13 @@ def lora_scales(cfg: ModelConfig, lora: LoraConfig, placement: Placement) -> jax
 def merge_lora(params: Tree) -> Tree:
     """The model without LoRA: W + (alpha / r) a b, computed in f32 and stored in W's dtype.
 
-    Raises LayoutError if W is int8, whose steps are larger than most updates.
+    Raises LayoutError if W has 8 bits, whose steps are larger than most updates.
     """
     layers = dict(params["layers"])
-    if eight := sorted(layers.get("scales", {}).keys() & layers["lora"].keys()):
+    if eight := sorted(name for name in layers["lora"] if layers[name].dtype.itemsize == 1):
         raise LayoutError(
-            f"a LoRA cannot be merged into int8 matrices ({', '.join(eight)}): merge it before quantize_int8"
+            f"a LoRA cannot be merged into {layers[eight[0]].dtype} matrices ({', '.join(eight)}): merge it before "
+            "quantize"
         )
     scale = layers.pop("lora_scale")
     for name, pair in layers.pop("lora").items():

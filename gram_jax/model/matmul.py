@@ -1,20 +1,48 @@
-"""Matrix products: that of the layers, with its backward pass written out, and einsum with f32 accumulation."""
+"""Matrix products: that of the layers, with its backward pass written out, in 8 bits, and einsum with f32 sums."""
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
 
+from gram_jax.errors import LayoutError
+
 # The checkpoint name of a product, which remat = "dots" keeps. JAX's own policies look into `platform_dependent` and
 # keep the product of every branch, in f32 zeros on the other platforms; into a custom_vjp they do not look.
 PRODUCT = "product"
+# The largest value of a channel or token becomes the largest of the type. int8 does not use -128: it is symmetric.
+LARGEST = {"int8": 127.0, "float8_e4m3fn": 448.0}
 
 
-def matmul(x: jax.Array, w: jax.Array, contracted: int) -> jax.Array:
-    """x [B, T, in...] times w [in..., out...], over `contracted` dimensions: [B, T, out...], x's dtype."""
+class Quantized(NamedTuple):
+    """An array in 8 bits: values (int8 or float8_e4m3fn) times scale, f32 with 1 in the dimensions that share one."""
+
+    values: jax.Array
+    scale: jax.Array
+
+
+def quantize(x: jax.Array, axes: tuple[int, ...], dtype: Any) -> Quantized:
+    """x in 8 bits, with one scale over `axes`: max |x| / LARGEST; values are x / scale, rounded to nearest even."""
+    wide, dtype = x.astype(jnp.float32), jnp.dtype(dtype)
+    largest = jnp.abs(wide).max(axis=axes, keepdims=True)
+    largest = jnp.where(largest > 0, largest, 1)  # all zeros
+    values = wide * (
+        LARGEST[dtype.name] / largest
+    )  # one division per scale instead of one per value
+    values = jnp.round(values) if dtype == jnp.int8 else values
+    return Quantized(values.astype(dtype), largest / LARGEST[dtype.name])
+
+
+def matmul(x: jax.Array, w: jax.Array | Quantized, contracted: int) -> jax.Array:
+    """x [B, T, in...] times w [in..., out...], over `contracted` dimensions: [B, T, out...], x's dtype.
+
+    A Quantized w (one scale per output channel) is multiplied in 8 bits: see `_matmul_in_8_bits`.
+    """
+    if isinstance(w, Quantized):
+        return _matmul_in_8_bits(contracted, x, w)
     # Not flattened to matrices: a TPU's compiler then reads heads that attention returns as [B, N, T, H] as they are;
     # before a reshape to [B, T, N H] it writes a transposed copy.
     return checkpoint_name(_matmul(contracted, x, w), PRODUCT)
@@ -57,6 +85,34 @@ def _backward(
 
 
 _matmul.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _matmul_in_8_bits(contracted: int, x: jax.Array, w: Quantized) -> jax.Array:
+    """(sum_k x_q[t, k] w_q[k, n]) s_x[t] s_w[n], with x_q and s_x from `quantize`, one scale per token.
+
+    The sum is int32 for int8 and exact; for float8_e4m3fn it is f32. Dynamic per-token scales of activations with
+    static per-channel scales of weights: arXiv 2206.01861; e4m3: arXiv 2209.05433.
+    """
+    axes = _dims(2, contracted)
+    rows = quantize(x, axes, w.values.dtype)
+    sums = jnp.int32 if w.values.dtype == jnp.int8 else jnp.float32
+    dims = (axes, _dims(0, contracted)), ((), ())
+    y = jax.lax.dot_general(rows.values, w.values, dims, preferred_element_type=sums)
+    outs = w.values.ndim - contracted
+    per_token = rows.scale.reshape(x.shape[:2] + (1,) * outs)
+    per_channel = w.scale.reshape(w.scale.shape[contracted:])
+    return (y.astype(jnp.float32) * per_token * per_channel).astype(x.dtype)
+
+
+def _refuse_gradient(*_: Any) -> Any:
+    raise LayoutError(
+        "products in 8 bits (weights int8_dynamic or float8_dynamic) have no gradient: they are for scoring. Train on "
+        "the original matrices, or train a LoRA on int8"
+    )
+
+
+_matmul_in_8_bits.defvjp(_refuse_gradient, _refuse_gradient)
 
 
 def _dims(first: int, count: int) -> tuple[int, ...]:

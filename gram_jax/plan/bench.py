@@ -21,7 +21,7 @@ from gram_jax.formatting import format_bytes, format_count, format_seconds
 from gram_jax.judge.encode import encode_items
 from gram_jax.judge.spec import DEFAULT_LENGTH, JudgeSpec
 from gram_jax.model.execution import AskedCompute, inference_execution
-from gram_jax.model.quantize import quantize_int8
+from gram_jax.model.quantize import Weights, loaded_dtype, quantize
 from gram_jax.model.specs import init_params, param_specs
 from gram_jax.plan.command import named_config
 from gram_jax.plan.flops import judging_flops
@@ -29,7 +29,7 @@ from gram_jax.plan.machine import MachineInfo, measure_machine, peak_memory
 from gram_jax.plan.workloads import MIX, random_pairs, random_ranking
 from gram_jax.scoring.calls import WorkCounters
 from gram_jax.scoring.engine import ScoringEngine, ScoringMethod
-from gram_jax.scoring.scorer import Scorer, Weights
+from gram_jax.scoring.scorer import Scorer
 from gram_jax.sharding import Placement
 
 # Rows of the table: key of WorkloadResult.rates, label, format.
@@ -201,10 +201,10 @@ def _load(config: BenchConfig) -> tuple[Scorer | None, ScoringEngine]:
     assert config.model_config is not None  # __post_init__: one of the two
     cfg = named_config(config.model_config)
     execution = inference_execution(config.compute_dtype, config.placement)
-    held = execution.compute_dtype if config.weights in ("auto", "int8") else config.weights
+    held = loaded_dtype(config.weights, execution.compute_dtype)
     params = init_params(param_specs(cfg), jax.random.key(0), execution.placement, held)
     return None, ScoringEngine(
-        quantize_int8(params) if config.weights == "int8" else params,
+        quantize(params, config.weights),
         cfg,
         (0, 1),  # any two labels
         execution,

@@ -10,6 +10,7 @@ from gram_jax.interop.hf_config import config_from_hf
 from gram_jax.interop.hf_files import CONFIG
 from gram_jax.interop.models import model_config
 from gram_jax.model.config import ModelConfig
+from gram_jax.model.quantize import Weights
 from gram_jax.plan.models import PUBLISHED, published_config
 from gram_jax.plan.plan import ProgramPlan, make_plan, plan_training
 from gram_jax.plan.programs import PlanRequest, scoring_program
@@ -23,14 +24,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """model_config: a config.json or a published shape. score: plan scoring, of `pairs` pairs in a call. slots: number
-    of examples that a packed row may hold. search: for the largest batch. search_mesh: for the fastest sizes of these
-    axes. advise: look for changes that would fit.
+    """model_config: a config.json or a published shape. score: plan scoring, of `pairs` pairs in a call, with weights
+    in the format `weights`. slots: number of examples that a packed row may hold. search: for the largest batch.
+    search_mesh: for the fastest sizes of these axes. advise: look for changes that would fit.
     """
 
     model_config: str | None = None
     score: bool = False
     pairs: int | None = None
+    weights: Weights = "auto"
     slots: int | None = None
     search: bool = False
     search_mesh: tuple[str, ...] = ()
@@ -49,6 +51,10 @@ def run_plan(
         )
     if options.pairs is not None and not options.score:
         raise RecipeError("--pairs applies to a scoring call: add --score")
+    if options.weights != "auto" and not options.score:
+        raise RecipeError(
+            f"--weights {options.weights} applies to a scoring call: add --score. Training has model.param_dtype"
+        )
     unpacked = recipe.stage == "pretrain" or not recipe.batch.packing
     if options.slots is not None and (options.score or unpacked):
         raise RecipeError(
@@ -66,7 +72,8 @@ def run_plan(
     )
     request = PlanRequest(recipe, cfg, make_target(topology, recipe), options.slots)
     if options.score:
-        return make_plan(scoring_program(request, pairs=options.pairs), request.target), None
+        program = scoring_program(request, pairs=options.pairs, weights=options.weights)
+        return make_plan(program, request.target), None
     if options.search and (found := largest_batch(request)) is not None:
         chosen, plan = found[0].recipe, found[1]
         return plan, (

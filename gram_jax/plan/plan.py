@@ -191,10 +191,11 @@ def _bounds(
     chip = target.chip
     if chip is None:
         return {}
-    peak = _peak(program, chip)
+    peak, layers = _peak(program, chip), program.flops.layers
+    needed = layers / _faster(program, chip) + program.flops.needed - layers
     moved = fit.arguments + fit.results + fit.donated + program.weight_reads
     found = {
-        "compute": program.flops.needed / target.placement.mesh.size / peak,
+        "compute": needed / target.placement.mesh.size / peak,
         "memory": moved / (chip.memory_bandwidth / chip.devices),
     }
     links = sum(t.links for t in traffic.values())
@@ -212,6 +213,13 @@ def _peak(program: Program, chip: Chip) -> float:
     return (chip.f32_flops if f32 else chip.bf16_flops) / chip.devices
 
 
+def _faster(program: Program, chip: Chip) -> float:
+    """Peak of the layers' products over `_peak`."""
+    eight = {"int8_dynamic": chip.int8, "float8_dynamic": chip.float8}
+    found = eight.get(program.settings["param_dtype"], 0.0) * chip.bf16_flops / chip.devices
+    return max(1.0, found / _peak(program, chip))
+
+
 def _estimate(
     program: Program,
     target: PlanTarget,
@@ -227,7 +235,8 @@ def _estimate(
     for one in found:
         by_kind[one.kind] = by_kind.get(one.kind, 0.0) + one.cycles / chip.clock
     rate = target.placement.mesh.size * _peak(program, chip)
-    layers, total = program.flops.layers / rate, sum(by_kind.values())
+    layers = program.flops.layers / rate / _faster(program, chip)
+    total = sum(by_kind.values())
     repeats = program.settings.get("remat") in ("attention", "full")
     executed = layers * (4 / 3 if repeats else 1)
     attention = program.flops.attention * program.kernel_passes / rate

@@ -1,5 +1,6 @@
 """The programs that can be planned, from shapes alone: a training step and a call of the scorer."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,13 +14,14 @@ from gram_jax.batch import BradleyTerryBatch, RationaleBatch, Sequences, TokenBa
 from gram_jax.errors import RecipeError, nearest_multiple
 from gram_jax.judge.rationale import CLOSING_ROOM
 from gram_jax.model.config import ModelConfig
+from gram_jax.model.quantize import DTYPES, Weights, loaded_dtype, quantize
 from gram_jax.model.specs import param_specs
 from gram_jax.plan.flops import Flops, layer_weights, scoring_flops, training_flops
 from gram_jax.plan.topology import PlanTarget
 from gram_jax.recipes.checks import check_rows
 from gram_jax.recipes.tables import Recipe
 from gram_jax.scoring.engine import ScoringEngine
-from gram_jax.sharding import check_divides
+from gram_jax.sharding import Placement, check_divides
 from gram_jax.training.optimizer import make_optimizer
 from gram_jax.training.program import lower_step, make_execution
 from gram_jax.training.stages import abstract_batch, abstract_frozen, trained_specs
@@ -123,24 +125,22 @@ def training_program(
     )
 
 
-def scoring_program(request: PlanRequest, *, pairs: int | None = None) -> Program:
-    """One call of the padded scoring program at the longest length, weights in the compute type.
+def scoring_program(
+    request: PlanRequest, *, pairs: int | None = None, weights: Weights = "auto"
+) -> Program:
+    """One call of the padded scoring program at the longest length.
 
-    pairs: over all devices; by default as many as the scorer takes.
+    pairs: over all devices; by default as many as the scorer takes. weights: their format, as in Scorer.load.
     """
     recipe, cfg, placement = request.recipe, request.cfg, request.target.placement
     compute_dtype = recipe.execution.compute_dtype
     check_divides(tree.flatten(param_specs(cfg)), placement)
     if pairs and (problem := check_rows(pairs, 1, placement.batch_shards)):
         raise RecipeError(problem.replace("batch.batch_size", "--pairs"))
-    weights = tree.map_with_path(
-        lambda _, spec: jax.ShapeDtypeStruct(
-            spec.shape, jnp.dtype(compute_dtype), sharding=placement.sharding(*spec.axes)
-        ),
-        param_specs(cfg),
-    )
+    held = loaded_dtype(weights, compute_dtype)
+    params = _abstract_weights(cfg, placement, held, weights)
     execution, max_length = make_execution(recipe, placement, "none"), recipe.judge.max_length
-    engine = ScoringEngine(weights, cfg, LABEL_IDS, execution, max_length, "padded")
+    engine = ScoringEngine(params, cfg, LABEL_IDS, execution, max_length, "padded")
     length = engine.lengths[-1]
     if pairs:
         engine.tokens_per_call = pairs // placement.batch_shards * 2 * length
@@ -149,17 +149,33 @@ def scoring_program(request: PlanRequest, *, pairs: int | None = None) -> Progra
     return Program(
         name="score",
         lower=lambda: program.lower(*arguments),
-        arguments=(weights, arguments[2]),
+        arguments=(params, arguments[2]),
         settings={
             "pairs": pairs,
             "max_length": length,
             "attention": recipe.execution.attention,
             "compute_dtype": compute_dtype,
-            "param_dtype": compute_dtype,
+            "param_dtype": weights if weights in DTYPES else held,
         },
         tokens=2 * pairs * length,
         flops=scoring_flops(cfg, pairs, length),
     )
+
+
+def _abstract_weights(cfg: ModelConfig, placement: Placement, held: str, weights: str) -> Any:
+    """Shapes of the weights, read in the dtype `held` and quantized."""
+    specs = tree.flatten(param_specs(cfg))
+    whole = tree.unflatten(
+        {path: jax.ShapeDtypeStruct(spec.shape, jnp.dtype(held)) for path, spec in specs.items()}
+    )
+
+    def placed(path: str, leaf: Any) -> Any:
+        spec = specs[re.sub("(dynamic_)?scales/", "", path)]
+        pairs = zip(spec.axes, leaf.shape, strict=True)
+        axes = (axis if size > 1 else None for axis, size in pairs)  # of scales, some are 1
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement.sharding(*axes))
+
+    return tree.map_with_path(placed, jax.eval_shape(partial(quantize, weights=weights), whole))
 
 
 def abstract_rows(recipe: Recipe, slots: int | None = None) -> Any:

@@ -8,6 +8,7 @@ import numpy as np
 
 from gram_jax import tree
 from gram_jax.model.execution import Execution
+from gram_jax.model.quantize import format_of
 from gram_jax.scoring.text_scorer import ScorerIdentity
 from gram_jax.tree import Tree
 
@@ -27,12 +28,12 @@ def weights_fingerprint(params: Tree) -> str:
 
 def local_identity(params: Tree, execution: Execution, program: str) -> ScorerIdentity:
     """The identity of a scorer whose model is in this process, or sharded over those of a job."""
-    layers, sizes = params["layers"], execution.placement.mesh.shape
+    sizes = execution.placement.mesh.shape
     # Products are summed in parts over these axes. Over fsdp the weights are gathered first.
     parts = [f", {axis} {sizes[axis]}" for axis in ("tensor", "sequence") if sizes[axis] > 1]
     return ScorerIdentity(
         fingerprint=weights_fingerprint(params),
-        weights="int8" if "scales" in layers else str(jax.tree.leaves(layers)[0].dtype),
+        weights=format_of(params),
         compute_dtype=execution.compute_dtype,
         device=execution.placement.mesh.devices.flat[0].device_kind,
         program=program + "".join(parts),

@@ -21,13 +21,13 @@ from gram_jax.model.config import ModelConfig
 from gram_jax.model.decoder import hidden_states
 from gram_jax.model.execution import AskedCompute, Execution, inference_execution
 from gram_jax.model.heads import hidden_at, scalar_reward
+from gram_jax.model.quantize import Weights
 from gram_jax.model.specs import SCORE
 from gram_jax.scoring.engine import default_tokens_per_call
 from gram_jax.scoring.fingerprint import local_identity
 from gram_jax.scoring.padded import pad_items, padded_batches, padded_lengths
 from gram_jax.scoring.scorer import (
     Scorer,
-    Weights,
     check_budget,
     check_context,
     load_weights,

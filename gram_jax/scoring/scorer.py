@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from gram_jax.judge.encode import Encoded
 from gram_jax.judge.spec import DEFAULT_LENGTH, JudgeSpec, check_verdicts, make_spec
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import AskedCompute, Execution, inference_execution
-from gram_jax.model.quantize import quantize_int8
+from gram_jax.model.quantize import Weights, loaded_dtype, quantize
 from gram_jax.model.specs import SCORE
 from gram_jax.scoring.engine import ScoringEngine, ScoringMethod
 from gram_jax.scoring.fingerprint import local_identity
@@ -22,8 +22,6 @@ from gram_jax.scoring.think import Think
 from gram_jax.scoring.thinking import ThinkingScorer
 from gram_jax.sharding import Placement
 from gram_jax.tree import Tree
-
-Weights = Literal["auto", "float32", "bfloat16", "int8"]
 
 # Pairs that are tokenized while those before them are scored: enough to fill the calls.
 CPU_WINDOW, ACCELERATOR_WINDOW = 64, 2048
@@ -118,8 +116,9 @@ class Scorer(TextScorer):
         """Load the judge of a run, an exported folder, a hub name, a GGUF file, or a built-in name.
 
         compute_dtype: dtype of matrix products; "auto" is bfloat16 on accelerators and float32 on CPUs. weights: format
-        in which weights are held; "auto" is the compute dtype. "bfloat16" and "int8" (model/quantize.py) take half and
-        a quarter of the memory of float32. max_length: maximum number of tokens of a comparison, for a model without
+        in which weights are held; "auto" is the compute dtype. "bfloat16" and "int8" take half and a quarter of the
+        memory of float32; "int8_dynamic" and "float8_dynamic" also compute products in 8 bits (model/quantize.py).
+        max_length: maximum number of tokens of a comparison, for a model without
         judge.json; such a model gets the default template, with a warning. tokens_per_call: number of positions per
         call and device; fewer need less memory. method: "prefix_shared" or "padded" (docs/scoring.md); the default
         depends on the devices. placement: mesh of the weights; by default every device holds all weights and scores its
@@ -172,9 +171,9 @@ def load_weights(
     name: str | Path, execution: Execution, weights: Weights
 ) -> tuple[ModelConfig, Tree]:
     """Config and weights of a model, held in the format `weights`."""
-    held = execution.compute_dtype if weights in ("auto", "int8") else weights
+    held = loaded_dtype(weights, execution.compute_dtype)
     cfg, params = load_model(name, execution.placement, held)
-    return cfg, quantize_int8(params) if weights == "int8" else params
+    return cfg, quantize(params, weights)
 
 
 def text_window(execution: Execution, tokens_per_call: int) -> tuple[int, int]:

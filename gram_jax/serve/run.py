@@ -31,7 +31,12 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
-        plain = {"level": record.levelname, "message": record.getMessage()}
+        message = record.getMessage()
+        # uvicorn logs an error of the start with its traceback; that of a bug is kept.
+        last = message.rstrip().rpartition("\n")[2]
+        if message.startswith("Traceback ") and last.startswith(f"{GramError.__module__}."):
+            message = last
+        plain = {"level": record.levelname, "message": message}
         line = record.msg if isinstance(record.msg, dict) else plain
         if record.exc_info and record.exc_info[1] is not None:
             line = line | describe_failure(record.exc_info[1])

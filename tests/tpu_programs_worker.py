@@ -1,0 +1,100 @@
+"""Compiles a gather, a product in 8 bits and a mixture of experts for TPUs, without any TPU; prints one JSON object.
+
+A process of its own, since the TPU's compiler wants the environment set before JAX starts:
+python tests/tpu_programs_worker.py (in the environment of test_tpu_programs.py).
+"""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from conftest import tiny_config
+from jax.experimental import topologies
+
+from gram_jax.model.config import Experts
+from gram_jax.model.execution import Execution
+from gram_jax.model.experts import EXPERT_MATRICES, mixture
+from gram_jax.model.matmul import matmul, quantize
+from gram_jax.plan.collectives import collectives
+from gram_jax.plan.hlo import HloModule, parse_hlo
+from gram_jax.sharding import Placement, make_placement
+
+
+def placement_of(topology: str, sizes: dict[str, int]) -> Placement:
+    """A mesh over a slice that need not be present."""
+    found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    return make_placement(sizes, devices=found.devices)
+
+
+def array(placement: Placement, shape: tuple[int, ...], *axes: str | None) -> Any:
+    """A bfloat16 array as a shape."""
+    return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=placement.sharding(*axes))
+
+
+def compiled(program: Any, *arrays: Any) -> HloModule:
+    """The parsed text of a program."""
+    return parse_hlo(jax.jit(program).lower(*arrays).compile().as_text())
+
+
+def gather(topology: str, sizes: dict[str, int]) -> dict[str, float]:
+    """MiB received for a product with a gathered matrix of 16 MiB, by kind of collective."""
+    placement = placement_of(topology, sizes)
+    x = array(placement, (1024, 2, 1024), "batch")
+    w = array(placement, (1024, 8192), "embed", "mlp")
+    module = compiled(lambda x, w: matmul(x, placement.gather(w, "embed", "mlp"), 1), x, w)
+    return {kind: traffic.links / 2**20 for kind, traffic in collectives(module).items()}
+
+
+def product(dtype: str) -> str:
+    """Types of the result and the operands of the product of a program."""
+    placement = placement_of("v6e:2x2", {"data": 4})
+    x, w = array(placement, (4, 256, 512), "batch"), array(placement, (512, 1024))
+    module = compiled(lambda x, w: matmul(x, quantize(w, (0,), dtype), 1), x, w)
+    (found,) = [
+        [this.type, *(here[name.strip("% ")].type for name in this.operands.split(","))]
+        for here in module.computations.values()
+        for this in here.values()
+        if this.opcode == "convolution"
+    ]
+    return " ".join(text.partition("[")[0] for text in found)
+
+
+def kernels_of_experts() -> int:
+    """Number of kernels in the forward and backward pass of a mixture."""
+    placement = placement_of("v5e:2x2", {"fsdp": 4})
+    experts = Experts(count=8, per_token=2, normalized=True, balance=0.0)
+    cfg = replace(tiny_config("qwen3", False), embed_size=256, mlp_size=128, experts=experts)
+    execution = Execution("bfloat16", "xla", "none", placement)
+    shapes = {
+        "expert_gate": (8, 256, 128),
+        "expert_up": (8, 256, 128),
+        "expert_down": (8, 128, 256),
+    }
+    weights = {name: array(placement, shapes[name]) for name in EXPERT_MATRICES}
+    weights["router"] = array(placement, (256, 8))
+
+    def loss(h: jax.Array, weights: dict[str, jax.Array]) -> jax.Array:
+        return mixture(h, weights, cfg, execution)[0].astype(jnp.float32).sum()
+
+    h = array(placement, (4, 256, 256), "batch")
+    module = compiled(jax.grad(loss, argnums=(0, 1)), h, weights)
+    lines = [this for here in module.computations.values() for this in here.values()]
+    return sum("tpu_custom_call" in this.attributes for this in lines)
+
+
+def main() -> None:
+    """All of them, by name."""
+    found = {
+        "a cube": gather("v5p:4x4x4", {"fsdp": 64}),
+        "part of a cube": gather("v5p:4x4x4", {"fsdp": 16, "tensor": 4}),
+        "a plane": gather("v5e:4x4", {"fsdp": 16}),
+        "int8": product("int8"),
+        "kernels": kernels_of_experts(),
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
