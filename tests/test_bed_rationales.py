@@ -108,7 +108,9 @@ def test_figures_are_means_over_pairs_and_seeds(demonstration, pairs):
 
 
 @pytest.mark.slow
-def test_the_comparison_runs_and_resumes(demonstration, tmp_path):
+def test_the_comparison_runs_and_resumes(demonstration, tmp_path, monkeypatch):
+    for module in (demonstration, demonstration.rationale_tasks):
+        monkeypatch.setattr(module, "KINDS", ("add", "position", "item_count"))
     words = [
         str(tmp_path / "out"), "--model", "tiny-random", "--seeds", "0", "--pairs", "2", "--test-pairs", "2",
         "--steps", "2", "--points", "1", "--batch-size", "8", "--max-length", "320", "--rationale-tokens", "64",

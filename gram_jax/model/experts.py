@@ -198,14 +198,15 @@ def _outer(x: jax.Array, d_y: jax.Array, w: jax.Array, blocks: _Blocks) -> jax.A
         ) -> jax.Array:
             return d_w.at[experts].add(product(rows, d_rows).astype(d_w.dtype))
 
-        return _over_blocks(add, jnp.zeros(w.shape, jnp.float32), blocks, together, x, d_y)
+        d_w = _over_blocks(add, jnp.zeros(w.shape, jnp.float32), blocks, together, x, d_y)
+        return d_w.astype(w.dtype)
 
     def on_tpu(x: jax.Array, d_y: jax.Array, blocks: _Blocks) -> jax.Array:
         if x.dtype == jnp.float32:
-            return _ragged_dot(x, d_y, blocks, 0, ())
-        return outer_kernel(x, d_y, blocks.sizes)
+            return _ragged_dot(x, d_y, blocks, 0, ()).astype(w.dtype)
+        return outer_kernel(x, d_y, blocks.sizes).astype(w.dtype)
 
-    return _on_platform(by_blocks, on_tpu, x, d_y, blocks).astype(w.dtype)
+    return _on_platform(by_blocks, on_tpu, x, d_y, blocks)
 
 
 def grouped_kernel(
