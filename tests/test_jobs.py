@@ -61,18 +61,17 @@ def check_close(one: Path, other: Path) -> None:
         np.testing.assert_allclose(list(a.values()), list(b.values()), atol=2e-5, rtol=2e-5)
 
 
-@pytest.mark.parametrize("stage", ["finetune", "pretrain"])
-def test_four_processes_stopped_and_continued_by_two_repeat_one_process(stage, tmp_path):
+def test_four_processes_stopped_and_continued_by_two_repeat_one_process(tmp_path):
     changes = {"data__valid": [str(tmp_path / "valid.jsonl")], "evaluate__eval_steps": 4}
     changes |= {
         "run__max_steps": 8,
         "checkpoint__save_steps": 3,
         "batch__gradient_accumulation_steps": 2,
     }
-    whole = recipe_file(tmp_path, stage, "whole", **changes)
+    whole = recipe_file(tmp_path, "finetune", "whole", **changes)
     assert start_job(tmp_path, whole, 1, devices=1).wait(START) == [0]
 
-    broken = recipe_file(tmp_path, stage, "broken", **changes)
+    broken = recipe_file(tmp_path, "finetune", "broken", **changes)
     stop_after_five = (
         COMMAND[0],
         "-c",

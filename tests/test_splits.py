@@ -85,7 +85,7 @@ def check_layout(tmp_path: Path, seed: int) -> tuple[int, int]:
     return same, refused
 
 
-LAYOUTS = int(os.environ.get("LAYOUTS", "500"))
+LAYOUTS = int(os.environ.get("LAYOUTS", "200"))
 
 
 @pytest.mark.parametrize(
