@@ -250,6 +250,24 @@ def test_the_source_of_an_instruction_is_read_from_a_real_program():
     assert stack[0].endswith("inner") and stack[1].endswith("<lambda>")
 
 
+def test_a_computation_of_another_thread_ends_with_its_name():
+    text = """
+%offload.1 (a: f32[8]) -> f32[8] {
+  %a = f32[8]{0} parameter(0)
+  ROOT %done = f32[8]{0:T(1024)} call-done(%a)
+}, execution_thread="sparsecore"
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  ROOT %x = f32[8]{0} parameter(0)
+}
+"""
+    module = parse_hlo(text)
+    assert {name: list(found) for name, found in module.computations.items()} == {
+        "offload.1": ["a", "done"],
+        "main": ["x"],
+    }
+
+
 def test_a_loop_counts_by_its_trips_an_async_pair_once_a_conditional_by_its_larger_branch():
     found = collectives(parse_hlo(LOOP), [0] * 8)
     gather, permute, reduce = (found[k] for k in ("all-gather", "collective-permute", "all-reduce"))

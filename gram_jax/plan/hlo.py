@@ -11,6 +11,7 @@ _INSTRUCTION = re.compile(
     r" +(?:ROOT )?%?([\w.\-]+) = (\S.*?) ([a-z][a-z0-9\-]*)\((.*?)\)(?:, (\w+=.*))?$"
 )
 _NAMED = re.compile(r" +(?:ROOT )?%?[\w.\-]+ = ")
+_END = re.compile(r'(\}(, execution_thread="\w+")?)?$')  # of a computation, and empty lines
 _CALLED = re.compile(r"\b(calls|body|condition|to_apply|branch_computations|true_computation|"
                      r"false_computation|called_computations)=(\{[^}]*\}|%?[\w.\-]+)")  # fmt: skip
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
@@ -95,7 +96,7 @@ def _joined(hlo: str) -> Iterator[str]:
     """Lines; an instruction that is printed over several, as calls of Pallas are, is one."""
     open_instruction = ""
     for line in hlo.splitlines():
-        starts = _NAMED.match(line) or _COMPUTATION.match(line) or line in ("}", "")
+        starts = _NAMED.match(line) or _COMPUTATION.match(line) or _END.match(line)
         if starts and open_instruction:
             yield open_instruction
             open_instruction = ""
