@@ -47,7 +47,7 @@ def test_all_pairs_fit_with_their_rationales(demonstration, pairs):
     encoded = encode_fitting_items(tokenizer, spec.comparison, items, length)
     texts = [tasks.rationale(pair, 0, swapped=False) for pair in pairs]
     found = encode_rationales(tokenizer, spec, encoded, texts)
-    assert max(len(one.tokens) for one in found) <= length + asked.rationale_room  # none is None
+    assert max(len(one.tokens) for one in found) <= length + asked.extra_length  # none is None
 
 
 def test_every_rationale_says_which_response_is_right(demonstration, pairs):
@@ -114,7 +114,7 @@ def test_the_comparison_runs_and_resumes(demonstration, tmp_path, monkeypatch):
     words = [
         str(tmp_path / "out"), "--model", "tiny-random", "--seeds", "0", "--pairs", "2", "--test-pairs", "2",
         "--steps", "2", "--points", "1", "--batch-size", "8", "--max-length", "320", "--rationale-tokens", "64",
-        "--rationale-room", "128",
+        "--extra-length", "128",
     ]  # fmt: skip
     demonstration.main(words)
     results = tmp_path / "out" / "results.json"

@@ -117,7 +117,7 @@ def train_judge(kind: str, seed: int, bed: Bed, out: Path, asked: argparse.Names
         "data.train": [str(bed.files[kind])],
         "judge.max_length": asked.max_length,
         "batch.batch_size": asked.batch_size,
-        "batch.max_length": asked.max_length + (asked.rationale_room if kind == "rationale" else 0),
+        "batch.max_length": asked.max_length + (asked.extra_length if kind == "rationale" else 0),
         "batch.packing": False,
         "batch.gradient_accumulation_steps": 1,
         "optimizer.learning_rate": asked.learning_rate,
@@ -248,7 +248,10 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=144, help="tokens of a comparison")
     parser.add_argument("--rationale-tokens", type=int, default=64)
     parser.add_argument(
-        "--rationale-room", type=int, default=80, help="tokens of a rationale and around it"
+        "--extra-length",
+        type=int,
+        default=80,
+        help="tokens that a rationale and its frame add to a row",
     )
     asked = parser.parse_args(words)
     if asked.steps % asked.points:
