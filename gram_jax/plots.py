@@ -102,7 +102,7 @@ def plot_before_after(
     """
     figure = _figure((13, 5.2))
     grid = figure.add_gridspec(2, 2, width_ratios=(1, 1.1))
-    first = figure.add_subplot(grid[0, 0], title="stage 1: loss of writing")
+    first = figure.add_subplot(grid[0, 0], title="stage 1: loss per token")
     _plot_training(first, writing, "loss", "C0", "loss")
     second = figure.add_subplot(grid[1, 0], title="stage 2", xlabel="step")
     for color, name in (("C0", "loss"), ("C1", "accuracy")):
