@@ -135,42 +135,28 @@ PARTS_OF = [
     }.items()
     for model, topology in zip(("qwen3-0.6b", "qwen3-1.7b", "qwen3-8b"), slices, strict=True)
 ]
-# One slice for each of the other models, and a second one for two of the above.
-OTHERS = {
-    "qwen3-14b": "v6e:4x4",
-    "qwen3-4b": "v5e:4x4",
-    "llama3.2-3b": "v5e:4x4",
-}
+# Models between these, stage 1 on a slice that it nearly fills, and scoring with the fewest chips that one would use.
 MORE = [
-    Cell("qwen3-1.7b", "v5e:2x2", "pretrain"),
     Cell("qwen3-8b", "v5e:4x4", "pretrain"),
-    Cell("qwen3-8b", "2xv6e:4x4", "pretrain"),
-    Cell("qwen3-8b", "v5e:4x4", "score"),
-    Cell("qwen3-32b", "v6e:8x8", "score"),
-    Cell("llama3.3-70b", "v5p:4x4x4", "score"),
+    Cell("qwen3-14b", "v6e:4x4", "finetune"),
+    Cell("qwen3-32b", "v6e:2x4", "score"),
+    Cell("llama3.3-70b", "v5p:2x2x1", "score"),
+    Cell("qwen3-4b", "v5e:4x4", "pretrain"),
+    Cell("qwen3-4b", "v5e:4x4", "finetune"),
+    Cell("qwen3-14b", "v6e:4x4", "pretrain"),
 ]
 # Meshes of the two largest models; `gram-jax plan --search-mesh` makes the same comparison.
-TENSOR = ("", "fsdp 32 x tensor 2", "fsdp 16 x tensor 4", "fsdp 8 x tensor 8")
 LARGE = {
-    ("qwen3-32b", "v6e:8x8", LENGTH): TENSOR,
-    ("llama3.3-70b", "v5p:4x4x4", LENGTH): TENSOR,
-    ("llama3.3-70b", "v5p:4x4x4", LONG): (
-        "",
-        "fsdp 32 x sequence 2",
-        "fsdp 16 x sequence 4",
-        "fsdp 16 x tensor 4",
-    ),
+    ("llama3.3-70b", "v5p:4x4x4", LENGTH): ("", "fsdp 16 x tensor 4", "fsdp 32 x tensor 2"),
+    ("qwen3-32b", "v6e:8x8", LENGTH): ("", "fsdp 16 x tensor 4", "fsdp 32 x tensor 2"),
+    ("llama3.3-70b", "v5p:4x4x4", LONG): ("", "fsdp 16 x sequence 4", "fsdp 16 x tensor 4"),
+    ("qwen3-32b", "v6e:8x8", LONG): ("fsdp 16 x sequence 4", "fsdp 16 x tensor 4"),
 }
 
 
 def cells() -> list[Cell]:
     """All cells, in the order in which they are computed."""
-    others = [
-        Cell(*where, program)
-        for where in OTHERS.items()
-        for program in ("finetune", "pretrain", "score")
-    ]
-    return [*PARTS_OF, *others, *MORE, *mesh_cells()]
+    return [*mesh_cells(), *PARTS_OF, *MORE]
 
 
 def mesh_cells() -> list[Cell]:
