@@ -268,11 +268,19 @@ def book(done: dict[Cell, dict[str, Any]]) -> str:
         of = [c for c in meshes if (c.model, c.topology, c.length) == where and c in done]
         if of:
             model, topology, length = where
+            of = sorted(of, key=lambda cell: seconds_per_token(done[cell]))
             parts += [f"{model} on {topology}, rows of {length:,} tokens:", table(of, done)]
     parts += ["## The compiler's time by kind of work", NOTES["parts"], parts_table(done)]
     if missing := [cell for cell in planned if cell not in done]:
         parts += ["## Not in the tables", "\n".join(missing_lines(missing))]
     return "\n\n".join(parts) + "\n"
+
+
+def seconds_per_token(result: dict[str, Any]) -> float:
+    """Of the whole slice, by the longer forecast; infinite if it does not fit."""
+    if "error" in result or not result["memory"]["fits"]:
+        return math.inf
+    return result["estimate"]["forecast"][1] / result["tokens"]
 
 
 def missing_lines(missing: Sequence[Cell]) -> list[str]:
@@ -452,7 +460,7 @@ Pairs in both orders, padded to {LENGTH:,} tokens, bf16 weights, 32,768 tokens p
 weights (mesh `data`) if they take at most half of its memory, else they are sharded and gathered layer by layer.""",
     "meshes": f"""\
 Stage 2 on several meshes of one slice, {ROWS} x {LENGTH:,} tokens per chip (2 x for the 70B model), or as many
-rows of {LONG:,} tokens as `fsdp`. `--search-mesh` compiles such a list and sorts it:
+rows of {LONG:,} tokens as `fsdp`; the fastest mesh first. `--search-mesh` compiles such a list and sorts it:
 
 <!-- needs: minutes -->
 
