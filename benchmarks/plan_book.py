@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from common import training_settings
@@ -422,12 +423,11 @@ mesh or more rows per chip. If *compiler* is much larger than *least*, the rest 
 products ([the last table](#the-compilers-time-by-kind-of-work))."""
 
 EXAMPLE = Cell("qwen3-8b", "v6e:4x4", "finetune")
-EXAMPLE_TEXT = """\
-Example: stage 2 of {model} on {slice}. A chip uses {state} + {temporaries} GiB, and {free} GiB remain, so it fits. A
-step has {rows} rows of {length:,} tokens and takes {least} to {most} ms; with the longer time the slice reads
-{tokens} tokens/s.
-
-"""
+EXAMPLE_TEXT = (
+    "Example: stage 2 of {model} on {slice}. A chip uses {state} + {temporaries} GiB, and {free} GiB remain: it fits. "
+    "A step has {rows} rows of {length:,} tokens and takes {least} to {most} ms; with the longer time the slice reads "
+    "{tokens} tokens/s."
+)
 
 
 def example(done: dict[Cell, dict[str, Any]]) -> str:
@@ -436,7 +436,7 @@ def example(done: dict[Cell, dict[str, Any]]) -> str:
         return ""
     result = done[EXAMPLE]
     memory, times = result["memory"], result["estimate"]
-    return EXAMPLE_TEXT.format(
+    text = EXAMPLE_TEXT.format(
         model=EXAMPLE.model,
         slice=EXAMPLE.topology,
         length=EXAMPLE.length,
@@ -448,6 +448,7 @@ def example(done: dict[Cell, dict[str, Any]]) -> str:
         most=_ms(times["forecast"][1]),
         tokens=format_count(result["tokens"] / times["forecast"][1]),
     )
+    return fill(text, 120) + "\n\n"
 
 
 NOTES = {
