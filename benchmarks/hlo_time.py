@@ -31,7 +31,8 @@ def main() -> None:
     for kind, moved in sorted(traffic.items()):
         print(f"{kind}: {moved.count} calls, {moved.links / 2**30:.2f} GiB to each device")
     for one in found[: options.operations]:
-        print(f"{one.cycles * milliseconds:9.2f} ms  {one.runs:5} runs  {one.type[:40]:40}  {one.place}")
+        taken = one.cycles * milliseconds
+        print(f"{taken:9.2f} ms  {one.runs:5} runs  {one.type[:40]:40}  {one.place}")
 
 
 if __name__ == "__main__":
