@@ -165,4 +165,6 @@ def test_the_command_writes_pairs_figures_and_a_card_with_hashes(tmp_path):
     assert found["inputs"]["scores"][0]["sha256"] in card and found["suspects"][0]["id"] in card
     before = out.read_bytes()
     assert run_cli(*words).status != 0  # the output exists
+    out.unlink()  # an interrupted command: the pairs are written last
+    assert run_cli(*words).status == 0 and out.read_bytes() == before
     assert run_cli(*words, "--overwrite").status == 0 and out.read_bytes() == before

@@ -2,6 +2,8 @@
 
 import json
 import os
+import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +18,7 @@ from gram_jax.data.records import Candidates
 from gram_jax.data.sources import read_rows as read_source
 from gram_jax.distributed.lock import file_lock, hold_lock
 from gram_jax.errors import DataError, GramError, InUseError, MissingExtraError
-from gram_jax.files import write_json
+from gram_jax.files import write_atomic, write_json
 from gram_jax.interop.hf_config import config_to_hf
 from gram_jax.judge.messages import as_prompt
 from gram_jax.progress import no_progress
@@ -321,6 +323,33 @@ def test_of_two_commands_that_write_rationales_or_a_gate_the_second_is_refused(t
             run_cli("think", "no-model", pairs, "--budget", 10, "--out", folder),
         ):
             assert ran.status == 2 and f"process {os.getpid()} on" in ran.output
+
+
+def test_of_two_commands_that_write_pairs_the_second_is_refused(tmp_path):
+    source, out = tmp_path / "source.jsonl", tmp_path / "out.jsonl"
+    source.write_text(json.dumps({"prompt": "q", "chosen": "a b", "rejected": "b"}))
+    scored = ("--scores", tmp_path / "no-scores.jsonl")
+    with hold_lock(file_lock(out)):
+        for words in (
+            ("curate", source, out, *scored),
+            ("data", "pairs", source, out, "--method", "corruptions"),
+        ):
+            ran = run_cli(*words)
+            assert ran.status == 2 and f"process {os.getpid()} on" in ran.output
+    assert not out.exists()
+
+
+def test_what_killed_processes_left_of_a_file_is_removed_by_the_next_write(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    start = f"a.json.{socket.gethostname()}"
+    left = {name: tmp_path / f"{start}.{name}.partial" for name in (gone.pid, os.getppid(), "x")}
+    other = tmp_path / f"a.json.elsewhere.{gone.pid}.partial"
+    for path in (*left.values(), other):
+        path.write_text("half")
+    write_atomic(tmp_path / "a.json", "whole")
+    kept = {"a.json", other.name, left[os.getppid()].name, left["x"].name}
+    assert {path.name for path in tmp_path.iterdir()} == kept
 
 
 def test_of_two_processes_with_one_file_the_second_is_refused(tmp_path):

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,13 +13,13 @@ Words = list[object]
 
 
 class Inputs:
-    """Data of all commands in one folder, and the place of the judge.
+    """Data of all commands in one folder, and the places of the judge and of its specification with rationales.
 
     pairs: 48 pairs; many: four times as many, of other prompts; candidates: 12 lists of 3 responses.
     """
 
     def __init__(self, base: Path):
-        self.base, self.judge = base, base / "judge"
+        self.base, self.judge, self.thinking = base, base / "judge", base / "thinking.json"
         self.pairs, self.candidates = base / "pairs.jsonl", base / "candidates.jsonl"
         self.many = base / "many.jsonl"
         draw = random.Random(0)
@@ -48,7 +48,7 @@ class Command:
     name: str
     words: Callable[[Path], Words]
     reads: Callable[[Path], list[Words]] = field(default=lambda place: [])
-    given: Callable[[Path], list[Words]] | None = None
+    given: Callable[[Path], Iterable[Words]] | None = None
     run: bool = False
 
 
@@ -98,6 +98,13 @@ def writing_commands(inputs: Inputs) -> Iterator[Command]:
 
     def verify(place: Path) -> list[Words]:
         return [["verify", place / "run"]]
+
+    def edited_export(place: Path) -> Iterator[Words]:
+        yield ["convert", judge, place / "edited"]
+        with (place / "edited" / "config.json").open("a") as config:
+            config.write("\n")
+
+    thinking = ["--spec", inputs.thinking, "--votes", 1, "--limit", 12]
 
     yield Command("train", lambda place: ["train", recipe(place, "finetune")], verify, run=True)
     yield Command(
@@ -167,4 +174,32 @@ def writing_commands(inputs: Inputs) -> Iterator[Command]:
         "card",
         lambda place: ["card", place / "exported"],
         given=lambda place: [["convert", judge, place / "exported"]],
+    )
+    yield Command(
+        "curate",
+        lambda place: ["curate", pairs, place / "curated.jsonl", "--scores", place / "of.jsonl"],
+        lambda place: [["verify", place / "of.jsonl"]],
+        given=lambda place: [["score", pairs, place / "of.jsonl", "-m", judge]],
+    )
+    yield Command(
+        "rationales",
+        lambda place: ["rationales", judge, pairs, place / "reasons.jsonl", *thinking],
+        lambda place: [["verify", place / "reasons.votes.jsonl"]],
+    )
+    yield Command(
+        "think",
+        lambda place: ["think", judge, pairs, "--budget", 8, "--out", place / "out", *thinking],
+        lambda place: [["verify", place / "out" / "votes.jsonl"]],
+    )
+    yield Command(
+        "pairs",
+        lambda place: [
+            *("data", "pairs", pairs, place / "corrupted.jsonl", "--method", "corruptions"),
+        ],
+    )
+    yield Command(
+        "accept",
+        lambda place: ["verify", place / "edited", "--accept"],
+        lambda place: [["verify", place / "edited"]],
+        given=edited_export,
     )

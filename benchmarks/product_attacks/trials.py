@@ -52,5 +52,6 @@ def difference(world: World, name: str, place: Path) -> str | None:
 
 
 def finished(name: str, end: Done) -> bool:
-    """Whether a command succeeded, or found that it had: `convert` replaces no folder."""
-    return end.status == 0 or (name == "convert" and "not empty" in end.text)
+    """Whether a command succeeded, or found that it had: these replace no results."""
+    there = {"convert": "not empty", "curate": "exists: give", "pairs": "exists: give"}.get(name)
+    return end.status == 0 or (there is not None and there in end.text)

@@ -147,6 +147,7 @@ def rationales(
         overwrite: Sample again, and replace the output if it exists.
     """
     from gram_jax.data.reading import read_records
+    from gram_jax.distributed.lock import file_lock, hold_lock
     from gram_jax.scoring.rationales import Selection, write_accepted
     from gram_jax.scoring.results import OutputSink, reserve
     from gram_jax.scoring.scorer import Scorer
@@ -171,7 +172,8 @@ def rationales(
         written = write_votes(scorer, model, source, records, sink, prove=text)
         console.say(f"{votes}: {written.to_text()}{after_shard(place, votes)}")
         if place is None:
-            done = write_accepted(records, read_votes(votes), out, selection)
+            with hold_lock(file_lock(out.absolute()), error=DataError):
+                done = write_accepted(records, read_votes(votes), out, selection)
             console.say(f"{out}: {done.to_text()}")
 
 
