@@ -45,7 +45,10 @@ from gram_jax.scoring.results import (
     decode_row,
     explain_interruption,
     metadata_path,
+    metadata_text,
     windows_of_rows,
+    with_checksum,
+    without_checksum,
     write_rows,
 )
 from gram_jax.scoring.rows import NumberedRecord
@@ -343,7 +346,7 @@ def _open_folder(
         )
     folder.make()
     if MANIFEST not in folder.names():
-        folder.write_json(MANIFEST, now)
+        folder.write_json(MANIFEST, with_checksum(now))
     found = _read_manifest(folder)
     compare_metadata(folder.name, found["rows"], metadata)
     if found["input"] != contents:
@@ -370,7 +373,10 @@ def _made_from(manifest: dict[str, Any]) -> str:
 
 
 def _read_manifest(folder: PartFolder) -> dict[str, Any]:
-    found = _read_json(folder, MANIFEST)
+    try:
+        found = without_checksum(_read_json(folder, MANIFEST))
+    except ValueError:
+        found = {}
     if found.get("format") != FORMAT or not {"part_rows", "input", "rows"} <= found.keys():
         raise DataError(f"{folder.name}/{MANIFEST} is damaged, or of another version of gram_jax")
     return found
@@ -496,7 +502,7 @@ def _again(folder: PartFolder, part: int) -> str:
 
 
 def _publish(out: str, joined: Path, metadata: dict[str, Any], overwrite: bool) -> None:
-    text = (json.dumps(metadata, indent=2, ensure_ascii=False) + "\n").encode()
+    text = metadata_text(metadata).encode()
     if is_remote(out):
         files, path = open_filesystem(out)
         files.pipe_file(path + META, text)
