@@ -36,6 +36,8 @@ from gram_jax.scoring.results import (
     hold_shard,
     list_source,
     read_rows,
+    with_checksum,
+    without_checksum,
     write_rows,
 )
 
@@ -233,8 +235,9 @@ def test_parts_of_a_manifest_that_another_process_replaced_are_named(tmp_path):
     out, manifest = tmp_path / "out.jsonl", tmp_path / "out.jsonl.parts" / "manifest.json"
     write(out, Shard(0, 2, 5))
     ours = manifest.read_bytes()
-    manifest.write_bytes(ours.replace(b'"source": "s"', b'"source": "s", "weights": "w"'))
     other = METADATA | {"weights": "w"}
+    theirs = without_checksum(json.loads(ours)) | {"rows": other}
+    manifest.write_text(json.dumps(with_checksum(theirs)))
     write(out, Shard(1, 2, 5), metadata=other)
     with pytest.raises(DataError, match=r"part-00000\.json is not of the results"):
         merge_parts(str(out))
@@ -242,6 +245,14 @@ def test_parts_of_a_manifest_that_another_process_replaced_are_named(tmp_path):
         write(out, Shard(0, 2, 5), metadata=other)
     manifest.write_bytes(ours)
     with pytest.raises(DataError, match=r"part-00001\.json is not of the results"):
+        merge_parts(str(out))
+
+
+def test_a_manifest_whose_names_were_changed_is_damaged(tmp_path):
+    out, manifest = tmp_path / "out.jsonl", tmp_path / "out.jsonl.parts" / "manifest.json"
+    write(out, Shard(0, 1, 5))
+    manifest.write_text(manifest.read_text().replace('"model": "m"', '"model": "n"'))
+    with pytest.raises(DataError, match=r"manifest\.json is damaged"):
         merge_parts(str(out))
 
 

@@ -42,14 +42,15 @@ class Inputs:
 class Command:
     """A command that writes. words(place): with its outputs below `place`; reads: those that read them.
 
-    run: it writes a run to `place / "run"`. given: commands that write, to the same place, what this command reads.
+    run: the folder in `place` of a run that it writes. given: commands that write, to the same place, what this command
+    reads.
     """
 
     name: str
     words: Callable[[Path], Words]
     reads: Callable[[Path], list[Words]] = field(default=lambda place: [])
     given: Callable[[Path], Iterable[Words]] | None = None
-    run: bool = False
+    run: str | None = None
 
 
 def writing_commands(inputs: Inputs) -> Iterator[Command]:
@@ -106,7 +107,7 @@ def writing_commands(inputs: Inputs) -> Iterator[Command]:
 
     thinking = ["--spec", inputs.thinking, "--votes", 1, "--limit", 12]
 
-    yield Command("train", lambda place: ["train", recipe(place, "finetune")], verify, run=True)
+    yield Command("train", lambda place: ["train", recipe(place, "finetune")], verify, run="run")
     yield Command(
         "prepare",
         lambda place: [
@@ -114,13 +115,15 @@ def writing_commands(inputs: Inputs) -> Iterator[Command]:
             *("--set", f"data.cache_dir={place / 'cache'}"),
         ],
     )
-    yield Command("rl", rl, verify, run=True)
+    yield Command("rl", rl, verify, run="run")
     yield Command(
         "adapt",
         lambda place: [
             *("adapt", judge, inputs.many, "--out", place / "out", "--accept"),
             *("--num-train-epochs", 1, "--batch-size", 4, "--max-length", 256),
         ],
+        lambda place: [["verify", place / "out" / "run"], ["verify", place / "out" / "judge"]],
+        run="out/run",
     )
     yield Command("score", lambda place: ["score", pairs, place / "scores.jsonl", "-m", judge])
     yield Command("rank", lambda place: ["rank", lists, place / "ranks.jsonl", "-m", judge])

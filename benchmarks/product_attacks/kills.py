@@ -33,9 +33,10 @@ def kills(world: World, trials: Trials, draw: random.Random, numbers: range) -> 
 
 def called_damaged(world: World, name: str, place: Path) -> str | None:
     """What `verify` reports of a run that was killed and that nothing has damaged."""
-    if not world.commands[name].run or not (place / "run").exists():
+    folder = world.commands[name].run
+    if folder is None or not (place / folder).exists():
         return None
-    done = run(["verify", place / "run"], world.log)
+    done = run(["verify", place / folder], world.log)
     return None if done.status == 0 or "nothing to verify" in done.text else told(done)
 
 

@@ -40,9 +40,14 @@ def told(end: Done) -> str:
     return f"{end.status}: {end.text[-1500:]}"
 
 
-def difference(world: World, name: str, place: Path) -> str | None:
-    """A line if the results of a command are not the undisturbed ones. What it was given is not its result."""
-    found, wanted = digests(place), world.expected[name]
+def difference(world: World, name: str, place: Path, *, without: str | None = None) -> str | None:
+    """A line if the results of a command are not the undisturbed ones, apart from the folder `without`.
+
+    What it was given is not its result.
+    """
+    found, wanted = digests(place), dict(world.expected[name])
+    for results in (found, wanted):
+        results.pop(without or "", None)
     given = digests(world.given(name))
     wanted = {key: value for key, value in wanted.items() if given.get(key) != value}
     found = {key: value for key, value in found.items() if key in wanted or key not in given}

@@ -34,6 +34,7 @@ from gram_jax.scoring.results import (
     decode_row,
     explain_interruption,
     metadata_path,
+    metadata_text,
 )
 
 logger = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ def _check_part(folder: PartFolder, part: int, made_from: str) -> tuple[PartReco
 
 
 def _publish(out: str, joined: Path, metadata: dict[str, Any], overwrite: bool) -> None:
-    text = (json.dumps(metadata, indent=2, ensure_ascii=False) + "\n").encode()
+    text = metadata_text(metadata).encode()
     if is_remote(out):
         files, path = open_filesystem(out)
         files.pipe_file(path + META, text)

@@ -22,7 +22,7 @@ from gram_jax.distributed.lock import file_lock, hold_lock
 from gram_jax.errors import DataError
 from gram_jax.files import write_atomic
 from gram_jax.remote import is_remote, open_filesystem
-from gram_jax.scoring.results import NAMES, PARTS
+from gram_jax.scoring.results import NAMES, PARTS, without_checksum
 
 FORMAT = 2
 MANIFEST, END = "manifest.json", "end.json"
@@ -138,7 +138,10 @@ def made_from_hash(manifest: dict[str, Any]) -> str:
 
 
 def read_manifest(folder: PartFolder) -> dict[str, Any]:
-    found = _read_json(folder, MANIFEST)
+    try:
+        found = without_checksum(_read_json(folder, MANIFEST))
+    except ValueError:
+        found = {}
     if found.get("format") != FORMAT or not {"part_rows", "input", "rows"} <= found.keys():
         raise DataError(f"{folder.name}/{MANIFEST} is damaged, or of another version of gram_jax")
     return found

@@ -41,6 +41,7 @@ from gram_jax.scoring.results import (
     compare_metadata,
     explain_interruption,
     windows_of_rows,
+    with_checksum,
     write_rows,
 )
 from gram_jax.scoring.rows import NumberedRecord
@@ -245,7 +246,7 @@ def _open_folder(
         )
     folder.make()
     if MANIFEST not in folder.names():
-        folder.write_json(MANIFEST, now)
+        folder.write_json(MANIFEST, with_checksum(now))
     found = read_manifest(folder)
     compare_metadata(folder.name, found["rows"], metadata)
     if found["input"] != contents:
