@@ -24,7 +24,9 @@ from gram_jax.judge.messages import as_prompt
 from gram_jax.progress import no_progress
 from gram_jax.remote import local_copies, open_filesystem
 from gram_jax.scoring.files import check_files
-from gram_jax.scoring.parts import merge_parts, parts_in, write_parts, write_results
+from gram_jax.scoring.merging import merge_parts
+from gram_jax.scoring.part_folder import parts_in
+from gram_jax.scoring.parts import write_parts, write_results
 from gram_jax.scoring.results import (
     OutputSink,
     RowSource,

@@ -99,7 +99,9 @@ def choose_file(place: Path, draw: random.Random) -> Path | None:
     """A file that is read; those of each name are chosen as often as those of the others."""
     by_name: dict[str, list[Path]] = {}
     for path in sorted(place.rglob("*")):
-        unread = path.suffix in (".png", ".html", ".partial") or "tensorboard" in path.parts
+        unread = (
+            path.suffix in (".png", ".html", ".partial", ".lock") or "tensorboard" in path.parts
+        )
         if path.is_file() and not unread and not path.name.endswith(LOCKS):
             plain = len(path.name) < 30 and not path.parent.name.isdigit()
             by_name.setdefault(path.name if plain else "shard", []).append(path)
