@@ -26,6 +26,22 @@ from gram_jax.model.config import Llama3Scaling, ModelConfig
 from gram_jax.model.execution import Execution
 from gram_jax.sharding import Placement, make_placement
 
+# Their tests take longest and begin first: at the end of the suite no process is left with a long one.
+LONGEST = (
+    "test_tutorials",
+    "test_jobs",
+    "test_jobs_rl",
+    "test_hosts",
+    "test_rl",
+    "test_rl_judged",
+    "test_claims",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 FAMILIES = ("llama", "llama3", "qwen2", "qwen3")
 
 
