@@ -49,7 +49,9 @@ class Fork:
             str(output),
             errors and str(errors),
         )
-        self._process = FORKS.Process(target=_run, args=given)
+        for path in filter(None, (output, errors)):
+            path.touch()
+        self._process = FORKS.Process(target=_run, args=given, daemon=True)  # ends with this one
         self._process.start()
         self.pid, self.output = self._process.pid, output
 
