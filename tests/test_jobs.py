@@ -157,11 +157,11 @@ HANGING = (
 
 def test_a_loader_that_hangs_is_found_with_its_stack(tmp_path):
     # A step takes milliseconds, but the compilation before it many seconds on a busy machine.
-    job = start_job(tmp_path, endless(tmp_path), 2, "--stuck-after", "40", command=HANGING)
+    job = start_job(tmp_path, endless(tmp_path), 2, "--stuck-after", "25", command=HANGING)
     job.wait_for("finetune 1/")
     assert job.wait(120) == [LOST, LOST]
     report = (tmp_path / "run" / "stuck-1.txt").read_text()
-    assert "no progress for 40 s, at: waiting for the data of step 6" in report
+    assert "no progress for 25 s, at: waiting for the data of step 6" in report
     assert "hang_in_the_loader" in report
     assert "waiting for the data of step 6" in job.texts()[0]  # who it was, also in the main log
 
@@ -213,11 +213,11 @@ def test_the_port_of_jax_that_is_taken_is_named_to_all(tmp_path):
 
 
 def test_processes_that_do_not_come_are_named(tmp_path):
-    arguments = ("--join-timeout", "12")
+    arguments = ("--join-timeout", "6")
     job = start_job(tmp_path, endless(tmp_path), 4, *arguments, only=(0, 2), devices=1)
     assert job.wait(150) == [LOST, LOST]
     for text in job.texts():
-        assert "process 1, process 3 did not come within 12 s" in text
+        assert "process 1, process 3 did not come within 6 s" in text
         assert "there: process 0 on " in text
 
     job = start_job(tmp_path, endless(tmp_path), 2, "--join-timeout", "3", only=(1,), devices=1)
