@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 
 from gram_jax.checkpoint.manifest import MANIFEST
@@ -17,6 +18,10 @@ CHANGES = (
     "flip", "truncate", "delete", "zero", "random", "append", "swap", "line out", "line twice",
     "digit",
 )  # fmt: skip
+
+
+# Changes that make other valid inputs: a folder of another program, and a file whose SHA-256 `curate` records.
+HARMLESS = {("card", "delete", MANIFEST), ("curate", "line twice", "of.jsonl")}
 
 
 def change(path: Path, kind: str, draw: random.Random) -> bool:
@@ -69,21 +74,26 @@ def damage(world: World, trials: Trials, draw: random.Random, numbers: range) ->
     kinds: Counter[str] = Counter()
     names = [name for name in world.expected if name != "accept"]  # it accepts damage, on purpose
     weights = [world.lengths[name] ** -0.5 for name in names]  # less often those that take long
-    while trials.counts["trials"] < len(numbers):
-        (name,) = draw.choices(names, weights)
-        part = draw.choice((1.0, 0.5, 0.8))
-        place = world.new_place()
-        shutil.copytree(state(world, name, part), place, dirs_exist_ok=True)
-        kind, path = draw.choice(CHANGES), choose_file(place, draw)
-        # Without a manifest it is a folder of another program, which `card` describes, too.
-        plain = name == "card" and kind == "delete" and path is not None and path.name == MANIFEST
-        if path is None or plain or not change(path, kind, draw):
-            clear(place, None)
-            continue
-        kinds[path.name if len(path.name) < 30 else path.suffix] += 1
-        where = f"{name} to {part:.0%}, {kind} of {path.relative_to(place)}"
-        trials.judge(where, place, *after_damage(world, name, place, whole=part == 1))
-    print(f"damaged files: {dict(kinds.most_common())}")
+    with ExitStack() as at_the_end:  # also if the time is up
+        at_the_end.callback(lambda: print(f"damaged files: {dict(kinds.most_common())}"))
+        while trials.counts["trials"] < len(numbers):
+            damage_one(world, trials, draw, draw.choices(names, weights)[0], kinds)
+
+
+def damage_one(
+    world: World, trials: Trials, draw: random.Random, name: str, kinds: Counter[str]
+) -> None:
+    """One trial with a file of this command, unless the change is none."""
+    part = draw.choice((1.0, 0.5, 0.8))
+    place = world.new_place()
+    shutil.copytree(state(world, name, part), place, dirs_exist_ok=True)
+    kind, path = draw.choice(CHANGES), choose_file(place, draw)
+    if path is None or (name, kind, path.name) in HARMLESS or not change(path, kind, draw):
+        clear(place, None)
+        return
+    kinds[path.name if len(path.name) < 30 else path.suffix] += 1
+    where = f"{name} to {part:.0%}, {kind} of {path.relative_to(place)}"
+    trials.judge(where, place, *after_damage(world, name, place, whole=part == 1))
 
 
 def state(world: World, name: str, part: float) -> Path:
