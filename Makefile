@@ -13,6 +13,8 @@ WORKERS ?= 2
 
 # Linux then gives large pages for large arrays: a training step on a CPU takes 5.4 s in place of 6.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+# Each process of the suite would compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-all lint types docs clean
 

@@ -20,7 +20,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+os.environ["JAX_PLATFORMS"] = "cpu"  # before the first import of jax
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from forks import Fork
+
+COMMAND = "from gram_jax.cli import main; main()"
 WORDS = ["ash", "elm", "fir", "oak", "yew", "bay", "fig", "box", "may", "sloe", "lime", "pine"]
 MODEL = "tiny-random"
 
@@ -39,28 +44,23 @@ def write_pairs(path: Path, count: int) -> Path:
     return path
 
 
-def start(folder: Path, *words: object) -> subprocess.Popen:
-    """A `gram-jax` command on a CPU; its output goes to folder/log."""
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    settings = {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "xla"),
-        "PYTHONPATH": path,
-    }
-    with (folder / "log").open("a") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "gram_jax", *map(str, words)],
-            env=os.environ | settings,
-            stdout=log,
-            stderr=log,
-        )
+def start(folder: Path, *words: object) -> Fork:
+    """A `gram-jax` command on a CPU, in a forked process; its output goes to a file in the folder."""
+    settings = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "xla")}
+    log = folder / f"log-{time.monotonic_ns()}"
+    return Fork(COMMAND, [str(word) for word in words], settings, Path.cwd(), log)
+
+
+def finish(process: Fork) -> None:
+    """Wait for a command. Raises RuntimeError with its output if it fails."""
+    if process.wait():
+        raise RuntimeError(process.output.read_text()[-3000:])
 
 
 def run(folder: Path, *words: object) -> float:
     """Seconds that a command takes."""
     begin = time.monotonic()
-    if start(folder, *words).wait():
-        raise RuntimeError((folder / "log").read_text()[-3000:])
+    finish(start(folder, *words))
     return time.monotonic() - begin
 
 
@@ -84,9 +84,8 @@ def compare(folder: Path, pairs: Path, whole: Path, counts: list[int]) -> int:
         ]
         begin = time.monotonic()
         for at in range(0, count, 2):
-            running = [start(folder, *words) for words in shards[at : at + 2]]
-            if any([one.wait() for one in running]):
-                raise RuntimeError((folder / "log").read_text()[-3000:])
+            for process in [start(folder, *words) for words in shards[at : at + 2]]:
+                finish(process)
         seconds = time.monotonic() - begin
         merge = run(folder, "merge", out)
         equal = digest(out) == digest(whole)

@@ -9,6 +9,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from forks import Fork
+
 COMMAND = (sys.executable, "-c", "from gram_jax.cli import main; main()")
 # Devices of each process are set by the job, and programs need not be fast.
 FLAGS = "--xla_force_host_platform_device_count={} --xla_backend_optimization_level=0"
@@ -18,7 +20,7 @@ FLAGS = "--xla_force_host_platform_device_count={} --xla_backend_optimization_le
 class Job:
     """The processes of one job, and what each of them prints."""
 
-    processes: list[subprocess.Popen]
+    processes: list[subprocess.Popen | Fork]
     outputs: list[Path]
     started: float = field(default_factory=time.monotonic)
 
@@ -100,14 +102,7 @@ def start_job(
         place = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(count)]
         output = folder / f"output-{index}-{time.monotonic_ns()}.txt"
         outputs.append(output)
-        with output.open("wb") as file:
-            processes.append(
-                subprocess.Popen(
-                    [*command, name, str(recipe), *place, "--process", str(index), *arguments],
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    env=environment(devices, cache),
-                    cwd=folder,
-                )
-            )
+        words = [name, str(recipe), *place, "--process", str(index), *arguments]
+        _, _, code = command
+        processes.append(Fork(code, words, environment(devices, cache), folder, output))
     return Job(processes, outputs)

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from forks import Fork
 
 from gram_jax.recipes.reading import make_recipe
 
@@ -177,20 +177,21 @@ run.main()
 """
 
 
+WHOLE = "import sys; sys.path.insert(0, sys.argv.pop(1)); import run; run.main()"
+
+
 @pytest.fixture
-def real_run(data, program_folder):
+def real_run(data, program_folder, tmp_path):
     """Runs the tiny grid in a process of its own; killed: (where, at which time there)."""
     flags = "--xla_backend_optimization_level=0"
     env = os.environ | {"XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": str(program_folder)}
 
     def start(out: Path, cells: int, killed: tuple[str, int] | None = None) -> None:
-        begin = [FOLDER / "run.py"]
-        if killed is not None:
-            begin = ["-c", KILLED, FOLDER, *killed]
-        more = ["--size", "tiny", "--model", "tiny-random", "--cells", cells]
-        words = map(str, [sys.executable, *begin, data, out, *more])
-        done = subprocess.run(list(words), env=env, capture_output=True, text=True, timeout=600)
-        assert done.returncode == (0 if killed is None else -signal.SIGKILL), done.stderr
+        more = ("--size", "tiny", "--model", "tiny-random", "--cells", cells)
+        words = list(map(str, (FOLDER, *(killed or ()), data, out, *more)))
+        output = tmp_path / "output.txt"
+        done = Fork(KILLED if killed else WHOLE, words, env, tmp_path, output).wait(600)
+        assert done == (-signal.SIGKILL if killed else 0), output.read_text()
 
     return start
 

@@ -5,12 +5,11 @@ import signal
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 import tomli_w
 from jobs import COMMAND, start_job
-from test_jobs import START, check_close, figures, saved
-from tiny_runs import tiny_rl_values, write_pairs
+from test_jobs import START, check_close, check_weights, figures
+from tiny_runs import compiled_programs, tiny_rl_values, write_pairs  # noqa: F401
 
 from gram_jax.adaptation.adapt import FILE, adapt
 from gram_jax.adaptation.config import AdaptConfig
@@ -20,9 +19,6 @@ from gram_jax.rl.loop import run_rl
 from gram_jax.sharding import make_placement
 
 pytestmark = pytest.mark.slow
-
-# As near as metrics in float32 are after a few updates on another number of processes (2e-5), and weights (2e-4).
-WEIGHTS = 2e-4
 
 
 def recipe_file(folder: Path, name: str, kind: str, **changes) -> Path:
@@ -41,8 +37,7 @@ def on_one_process(path: Path) -> None:
 
 def check_equal(one: Path, other: Path) -> None:
     check_close(one, other)
-    for path, weights in saved(one)[1].items():
-        np.testing.assert_allclose(saved(other)[1][path], weights, atol=WEIGHTS, err_msg=path)
+    check_weights(one, other)
 
 
 STOPPING = (

@@ -67,16 +67,15 @@ LABELS = (70, 71)
 SHAPES = [s for s in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(s) == 8]
 
 
-def often(shape: tuple[int, ...]) -> bool:
-    """Every axis alone, and with any two others: where 2 x 2 x 2 is right, 4 x 2 is not likely to be wrong."""
-    return max(shape) == 8 or 4 not in shape
-
-
 def stages(shape: tuple[int, ...]) -> tuple[str, ...]:
-    """Both stages; of the meshes 4 x 2 and 2 x 4 of the same two axes, each has one."""
-    if often(shape):
+    """Both stages on one axis; of 4 x 2 and 2 x 4 on the same two axes each has one; the meshes of three take turns.
+
+    So each stage meets every axis alone and with any other. Where stage 2 runs, pairs are scored too.
+    """
+    if max(shape) == 8:
         return "pretrain", "finetune"
-    return ("pretrain",) if shape.index(4) < shape.index(2) else ("finetune",)
+    first = shape.index(4) < shape.index(2) if 4 in shape else shape.index(1) % 2
+    return ("pretrain",) if first else ("finetune",)
 
 
 def rows(seed: int, shape: tuple[int, ...] = (ROWS, LENGTH)) -> Sequences:
@@ -147,11 +146,7 @@ def alone() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(
-    "shape",
-    [pytest.param(s, marks=() if often(s) else pytest.mark.slow) for s in SHAPES],
-    ids=lambda s: "x".join(map(str, s)),
-)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 def test_every_mesh_of_eight_devices_gives_the_losses_and_scores_of_one(shape, alone):
     placement = make_placement(dict(zip(MESH_AXES, shape, strict=True)))
     for stage in stages(shape):
@@ -159,6 +154,8 @@ def test_every_mesh_of_eight_devices_gives_the_losses_and_scores_of_one(shape, a
         np.testing.assert_allclose(found, alone[stage], atol=1e-5, rtol=0)
         assert programs == 1
         assert found[-1] != found[0]
+    if "finetune" not in stages(shape):
+        return
     before = score_pair._cache_size()
     np.testing.assert_allclose(scores(placement), alone["scores"], atol=1e-5, rtol=0)
     scores(placement)

@@ -1,8 +1,7 @@
 """Stage 2 with rationales: the mixed loss by hand, the positions that get gradients, data and a run."""
 
 import json
-import subprocess
-import sys
+import os
 import time
 
 import jax
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from cli_runner import run_cli
 from conftest import tiny_config
+from forks import Fork
 from model_cases import random_params
 from tiny_runs import compiled_programs, tiny_recipe, tiny_rl_values, train  # noqa: F401
 from tiny_runs import write_pairs as _write_pairs
@@ -243,8 +243,9 @@ def test_killed_and_sharded_commands_write_the_same_rationales(tmp_path):
     words = ["rationales", "tiny-random", pairs]
     options = ["--spec", tmp_path / "judge.json", "--accept", "all", "--votes", 2]
     out, votes = tmp_path / "a.jsonl", tmp_path / "a.votes.jsonl"
-    command = [sys.executable, "-m", "gram_jax", *words, out, *options]
-    process = subprocess.Popen([str(x) for x in command], stderr=subprocess.DEVNULL)
+    command = [str(x) for x in (*words, out, *options)]
+    code, log = "from gram_jax.cli import main; main()", tmp_path / "log"
+    process = Fork(code, command, os.environ, tmp_path, log)
     while process.poll() is None and not (votes.exists() and votes.stat().st_size):
         time.sleep(0.02)
     process.kill()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from cli_runner import run_cli
+from forks import Fork
 from tiny_runs import compiled_programs, write_pairs  # noqa: F401
 
 pytestmark = pytest.mark.slow
@@ -118,9 +119,9 @@ def test_a_row_with_one_response_is_ranked(tmp_path):
 def test_of_two_evaluations_in_one_folder_the_second_is_refused(pairs, tmp_path):
     """While the first is stopped: both used to end with status 0, and one source was lost."""
     out, other = tmp_path / "out", write_pairs(tmp_path / "other.jsonl", 6, seed=3)
-    words = [sys.executable, "-m", "gram_jax", "evaluate", "tiny-random", pairs, "--out", out]
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    first = subprocess.Popen(words, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE)
+    words = ["evaluate", "tiny-random", str(pairs), "--out", str(out)]
+    code, log = "from gram_jax.cli import main; main()", tmp_path / "log"
+    first = Fork(code, words, os.environ, tmp_path, log)
     try:
         limit = time.monotonic() + 60
         while not (out / "lock.json").exists() and time.monotonic() < limit:

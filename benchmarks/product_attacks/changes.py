@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+from gram_jax.checkpoint.manifest import MANIFEST
 from product_attacks.kills import called_damaged
 from product_attacks.processes import Child, run
 from product_attacks.results import LOCKS, digests
@@ -74,7 +75,9 @@ def damage(world: World, trials: Trials, draw: random.Random, numbers: range) ->
         place = world.new_place()
         shutil.copytree(state(world, name, part), place, dirs_exist_ok=True)
         kind, path = draw.choice(CHANGES), choose_file(place, draw)
-        if path is None or not change(path, kind, draw):
+        # Without a manifest it is a folder of another program, which `card` describes, too.
+        plain = name == "card" and kind == "delete" and path is not None and path.name == MANIFEST
+        if path is None or plain or not change(path, kind, draw):
             clear(place, None)
             continue
         kinds[path.name if len(path.name) < 30 else path.suffix] += 1
