@@ -5,7 +5,8 @@ together    two commands at once on one place, for every pair of writing command
 full        a file system that becomes full at random points (needs root: a tmpfs is mounted)
 read_only   a file system that cannot be written, empty or with the results of an interrupted command
 damage      one change of a random file that a command wrote, then the command again, or one that reads it
-non_finite  NaN, inf or an overflow at a random place of the weights, through every command and endpoint
+non_finite  NaN, inf or an overflow at a random place of the weights, through every command
+endpoints   requests without a finite score to every endpoint of a server, beside honest ones
 hostile     files without end, too deep, of wrong types with the memory and time of each
 
 An attack passes if every command ends with the undisturbed result, or with status 2 and a message: no row lost,
@@ -27,6 +28,7 @@ from pathlib import Path
 
 from product_attacks.changes import damage
 from product_attacks.disks import full, read_only
+from product_attacks.endpoints import endpoints
 from product_attacks.hostile import hostile
 from product_attacks.kills import kills, together
 from product_attacks.non_finite import non_finite
@@ -39,9 +41,10 @@ ATTACKS: dict[str, tuple[Callable[..., None], int]] = {
     "kills": (kills, 200),
     "together": (together, 1000),
     "full": (full, 50),
-    "read_only": (read_only, 28),
+    "read_only": (read_only, 38),
     "damage": (damage, 1000),
     "non_finite": (non_finite, 50),
+    "endpoints": (endpoints, 50),
     "hostile": (hostile, 1000),
 }
 
@@ -78,7 +81,9 @@ def attack(
     """Run attacks in a folder; their counts. minutes: each attack ends after this time, with the trials made."""
     prepare_forks(base)
     world = World(base, every)
-    needed = () if set(names) <= {"hostile", "non_finite"} else commands or world.commands
+    needed = (
+        () if set(names) <= {"hostile", "non_finite", "endpoints"} else commands or world.commands
+    )
     world.prepare(needed)
     found = []
     for name in names:

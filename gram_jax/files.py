@@ -1,6 +1,7 @@
 """Atomic writes of small files, JSON objects, and errors for full disks and for addresses that are not paths."""
 
 import errno
+import glob
 import json
 import os
 import re
@@ -25,8 +26,10 @@ def write_atomic(
     Text is UTF-8 and keeps its line ends. Raises `error` instead of OSError if the file cannot be written.
     """
     # The host as well: containers that share a file system often have the same process number.
-    partial = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}{PARTIAL}")
+    start = f"{path.name}.{socket.gethostname()}."
+    partial = path.with_name(f"{start}{os.getpid()}{PARTIAL}")
     try:
+        _remove_abandoned(path.parent, start)
         with partial.open("wb") as file:
             if isinstance(content, bytes):
                 file.write(content)
@@ -44,6 +47,25 @@ def write_atomic(
         if error is None:
             raise
         raise error(f"{path} cannot be written: {found.strerror or found}") from found
+
+
+def _remove_abandoned(folder: Path, start: str) -> None:
+    """Remove what killed processes of this host left of a file."""
+    for left in folder.glob(f"{glob.escape(start)}*{PARTIAL}"):
+        number = left.name.removeprefix(start).removesuffix(PARTIAL)
+        if number.isdecimal() and not process_exists(int(number)):
+            left.unlink(missing_ok=True)
+
+
+def process_exists(number: int) -> bool:
+    """Whether a process of this number exists on this machine."""
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        return True
+    return True
 
 
 def check_local(path: str | Path, name: str, error: type[GramError]) -> None:

@@ -194,8 +194,10 @@ def make_placement(
     if parts > 1:
         mesh = Mesh(hybrid_mesh(devices, ici_sizes, dcn_sizes), MESH_AXES, axis_types=types)
     else:
-        shape = tuple(ici_sizes[axis] for axis in MESH_AXES)
-        mesh = jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
+        shape = [ici_sizes[axis] for axis in MESH_AXES]
+        # jax.make_mesh divides an axis of the torus among two of the mesh for v5e only, and raises an error for others.
+        laid_out = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        mesh = Mesh(laid_out, MESH_AXES, axis_types=types)
     return Placement(mesh, tuple(RULES.items()))
 
 
@@ -290,6 +292,7 @@ def hybrid_mesh(
         [dcn_sizes[axis] for axis in MESH_AXES],
         list(devices),
         process_is_granule=_attribute(devices) == "process_index",
+        allow_split_physical_axes=True,
     )
 
 

@@ -287,6 +287,9 @@ def test_a_card_of_somebody_is_kept_and_ours_is_replaced(model):
     with pytest.raises(ReportError, match="not written by gram_jax"):
         text_of(model)
     assert card.read_text() == "# mine\n"
+    (model / "README.md").write_bytes(b"no UTF-8: \xfa")
+    with pytest.raises(ReportError, match="not written by gram_jax"):
+        write_card(model, CardOptions())
     assert is_ours(text_of(model, overwrite=True))
     assert is_ours(text_of(model, license="mit"))  # ours
     card.write_text(card.read_text().replace("# Limits", "# My limits"))

@@ -148,6 +148,23 @@ def test_scores_of_other_labels_are_refused(tmp_path):
         read_judged(read_records(str(source))[0], files)
 
 
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("scores0.jsonl.meta.json", lambda data: data.replace(b'"weights": "', b'"weights": "1')),
+        ("scores0.jsonl.meta.json", lambda data: data + b"\xe8"),
+        ("scores0.jsonl", None),
+    ],
+)
+def test_damaged_or_missing_files_of_scores_are_refused_by_name(tmp_path, name, damage):
+    source, path = tmp_path / "pairs.jsonl", tmp_path / name
+    write(source, 0.0, count=4)
+    files = scored(source, NoisyJudge(0))
+    path.unlink() if damage is None else path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match=name):
+        read_judged(read_records(str(source))[0], files)
+
+
 def test_the_command_writes_pairs_figures_and_a_card_with_hashes(tmp_path):
     source, out = tmp_path / "pairs.jsonl", tmp_path / "clean.jsonl"
     write(source, 0.2)
@@ -165,4 +182,6 @@ def test_the_command_writes_pairs_figures_and_a_card_with_hashes(tmp_path):
     assert found["inputs"]["scores"][0]["sha256"] in card and found["suspects"][0]["id"] in card
     before = out.read_bytes()
     assert run_cli(*words).status != 0  # the output exists
+    out.unlink()  # an interrupted command: the pairs are written last
+    assert run_cli(*words).status == 0 and out.read_bytes() == before
     assert run_cli(*words, "--overwrite").status == 0 and out.read_bytes() == before

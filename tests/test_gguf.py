@@ -2,6 +2,7 @@
 
 import copy
 import json
+import struct
 from dataclasses import replace
 
 import gguf
@@ -267,12 +268,20 @@ def test_a_truncated_file_is_an_error_that_names_it(keep, tmp_path):
         gguf_config(path)
 
 
+def with_array(kind, length):
+    """The start of a file whose metadata are an array."""
+    return b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"a", 9, kind, length)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (None, "opened"),
         (b"<html>404</html>", "not a GGUF file"),
         (b"GGUF" + np.random.default_rng(0).bytes(4000), "damaged"),
+        (with_array(0, 9_000_000) + bytes(9_000_000), "more than 8,000,000 elements"),
+        (with_array(8, 9_000_000) + bytes(72_000_000), "more than 8,000,000 elements"),
+        (with_array(9, 2) + struct.pack("<IQ", 0, 0) * 2, "an array of arrays"),
     ],
 )
 def test_files_that_are_no_gguf_are_errors(content, message, tmp_path):

@@ -102,6 +102,7 @@ THIRD_PARTIES = {
         "cli.options",
         "cli.training",
         "cli.judging",
+        "cli.scoring",
         "cli.evaluation",
         "cli.models",
     },

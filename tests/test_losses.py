@@ -2,24 +2,16 @@
 
 import math
 import re
-from dataclasses import replace
-from itertools import chain
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import tiny_config
 from model_cases import shapes_in
+from vocabulary_loops import exchanged_in_loops
 
-from gram_jax.batch import Sequences, TokenBatch
 from gram_jax.losses import next_token_nll, order_divergence, ranking_nll, smoothed_verdict_nll
-from gram_jax.model.execution import Execution
-from gram_jax.model.specs import init_params, param_shardings, param_specs
-from gram_jax.plan.collectives import KINDS
-from gram_jax.plan.hlo import HloModule, parse_hlo
 from gram_jax.sharding import make_placement
-from gram_jax.training.objectives import pretrain_objective
 
 # e: (minimum at, floor, L(0), L(2), L(-2), L(5)): t* = log((2 - e) / e), the floor is the entropy
 # of (1 - e/2, e/2).
@@ -244,55 +236,11 @@ def test_the_loss_and_its_gradients_are_the_same_on_every_mesh(mesh, dtype, roun
         np.testing.assert_allclose(many, one, rtol=0, atol=rounding * np.abs(one).max())
 
 
-def looped(module: HloModule) -> set[str]:
-    """The computations that a loop runs."""
-    found: set[str] = set()
-
-    def add(name: str) -> None:
-        if name not in found:
-            found.add(name)
-            for this in module.computations[name].values():
-                for _, called in this.called:
-                    add(called)
-
-    for this in chain.from_iterable(c.values() for c in module.computations.values()):
-        if this.opcode == "while":
-            add(dict(this.called)["body"])
-    return found
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_no_loop_exchanges_logits_their_gradient_or_the_head(mesh, tied):
     """The head, tied to a table that is sharded the other way in its lookup, or apart from it."""
-    cfg = replace(tiny_config("qwen3", tied), vocab_size=8 * 1009, layers=1)
-    cfg = replace(cfg, query_heads=8, kv_heads=8)
-    placement = make_placement(mesh)
-    specs = param_specs(cfg)
-    params = jax.eval_shape(lambda: init_params(specs, jax.random.key(0), placement, "float32"))
-    shardings = param_shardings(specs, placement)
-    rows = placement.sharding("batch")
-    integers = jax.ShapeDtypeStruct((8, 128), jnp.int32, sharding=rows)
-    batch = TokenBatch(
-        Sequences(*[integers] * 3),
-        integers,
-        jax.ShapeDtypeStruct((8, 128), jnp.float32, sharding=rows),
-    )
-    execution = Execution("float32", "auto", "full", placement)
-    objective = pretrain_objective(cfg, execution, chunk_size=128)
-    step = jax.jit(
-        jax.value_and_grad(lambda *given: objective(*given)[0]),
-        in_shardings=(shardings, None),
-        out_shardings=(placement.sharding(), shardings),
-    )
-    module = parse_hlo(step.lower(params, batch).compile().as_text())
-    exchanged = [
-        this.type
-        for name in looped(module)
-        for this in module.computations[name].values()
-        if this.opcode.removesuffix("-start") in KINDS
-    ]
-    parts = {str(cfg.vocab_size // n) for n in (1, 2, 4, 8)}
-    assert not [t for t in exchanged if parts & set(re.findall(r"\d+", t))]
+    exchanged, of_vocabulary = exchanged_in_loops(make_placement(mesh), tied=tied)
+    assert not of_vocabulary
     assert exchanged or mesh == {"data": 8}

@@ -275,6 +275,28 @@ class FakeDevice:
     slice_index: int = 0
     platform: str = "gpu"
     device_kind: str = "fake"
+    coords: tuple[int, ...] = ()
+    core_on_chip: int = 0
+
+
+def plane_of_chips(*, slice_index: int = 0) -> list[FakeDevice]:
+    """A slice of 4 x 4 chips."""
+    places = [(x, y, 0) for y in range(4) for x in range(4)]
+    return [
+        FakeDevice(16 * slice_index + i, 0, slice_index, "tpu", "TPU v6 lite", place)
+        for i, place in enumerate(places)
+    ]
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+def test_axes_of_a_mesh_may_share_an_axis_of_the_torus(slices):
+    devices = [one for n in range(slices) for one in plane_of_chips(slice_index=n)]
+    sizes = {"fsdp": 8, "tensor": 2}
+    mesh = make_placement(sizes, dcn={"data": slices}, devices=devices).mesh
+    assert dict(mesh.shape) == {"data": slices, "fsdp": 8, "tensor": 2, "sequence": 1}
+    for first, second in mesh.devices.reshape(-1, 2):
+        assert first.slice_index == second.slice_index
+        assert sum(abs(a - b) for a, b in zip(first.coords, second.coords, strict=True)) == 1
 
 
 @pytest.mark.parametrize("by", ["slice_index", "process_index"])

@@ -2,6 +2,8 @@
 
 import json
 import os
+import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,13 +18,15 @@ from gram_jax.data.records import Candidates
 from gram_jax.data.sources import read_rows as read_source
 from gram_jax.distributed.lock import file_lock, hold_lock
 from gram_jax.errors import DataError, GramError, InUseError, MissingExtraError
-from gram_jax.files import write_json
+from gram_jax.files import write_atomic, write_json
 from gram_jax.interop.hf_config import config_to_hf
 from gram_jax.judge.messages import as_prompt
 from gram_jax.progress import no_progress
 from gram_jax.remote import local_copies, open_filesystem
 from gram_jax.scoring.files import check_files
-from gram_jax.scoring.parts import merge_parts, parts_in, write_parts, write_results
+from gram_jax.scoring.merging import merge_parts
+from gram_jax.scoring.part_folder import parts_in
+from gram_jax.scoring.parts import write_parts, write_results
 from gram_jax.scoring.results import (
     OutputSink,
     RowSource,
@@ -32,6 +36,8 @@ from gram_jax.scoring.results import (
     hold_shard,
     list_source,
     read_rows,
+    with_checksum,
+    without_checksum,
     write_rows,
 )
 
@@ -229,8 +235,9 @@ def test_parts_of_a_manifest_that_another_process_replaced_are_named(tmp_path):
     out, manifest = tmp_path / "out.jsonl", tmp_path / "out.jsonl.parts" / "manifest.json"
     write(out, Shard(0, 2, 5))
     ours = manifest.read_bytes()
-    manifest.write_bytes(ours.replace(b'"source": "s"', b'"source": "s", "weights": "w"'))
     other = METADATA | {"weights": "w"}
+    theirs = without_checksum(json.loads(ours)) | {"rows": other}
+    manifest.write_text(json.dumps(with_checksum(theirs)))
     write(out, Shard(1, 2, 5), metadata=other)
     with pytest.raises(DataError, match=r"part-00000\.json is not of the results"):
         merge_parts(str(out))
@@ -238,6 +245,14 @@ def test_parts_of_a_manifest_that_another_process_replaced_are_named(tmp_path):
         write(out, Shard(0, 2, 5), metadata=other)
     manifest.write_bytes(ours)
     with pytest.raises(DataError, match=r"part-00001\.json is not of the results"):
+        merge_parts(str(out))
+
+
+def test_a_manifest_whose_names_were_changed_is_damaged(tmp_path):
+    out, manifest = tmp_path / "out.jsonl", tmp_path / "out.jsonl.parts" / "manifest.json"
+    write(out, Shard(0, 1, 5))
+    manifest.write_text(manifest.read_text().replace('"model": "m"', '"model": "n"'))
+    with pytest.raises(DataError, match=r"manifest\.json is damaged"):
         merge_parts(str(out))
 
 
@@ -319,6 +334,33 @@ def test_of_two_commands_that_write_rationales_or_a_gate_the_second_is_refused(t
             run_cli("think", "no-model", pairs, "--budget", 10, "--out", folder),
         ):
             assert ran.status == 2 and f"process {os.getpid()} on" in ran.output
+
+
+def test_of_two_commands_that_write_pairs_the_second_is_refused(tmp_path):
+    source, out = tmp_path / "source.jsonl", tmp_path / "out.jsonl"
+    source.write_text(json.dumps({"prompt": "q", "chosen": "a b", "rejected": "b"}))
+    scored = ("--scores", tmp_path / "no-scores.jsonl")
+    with hold_lock(file_lock(out)):
+        for words in (
+            ("curate", source, out, *scored),
+            ("data", "pairs", source, out, "--method", "corruptions"),
+        ):
+            ran = run_cli(*words)
+            assert ran.status == 2 and f"process {os.getpid()} on" in ran.output
+    assert not out.exists()
+
+
+def test_what_killed_processes_left_of_a_file_is_removed_by_the_next_write(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    start = f"a.json.{socket.gethostname()}"
+    left = {name: tmp_path / f"{start}.{name}.partial" for name in (gone.pid, os.getppid(), "x")}
+    other = tmp_path / f"a.json.elsewhere.{gone.pid}.partial"
+    for path in (*left.values(), other):
+        path.write_text("half")
+    write_atomic(tmp_path / "a.json", "whole")
+    kept = {"a.json", other.name, left[os.getppid()].name, left["x"].name}
+    assert {path.name for path in tmp_path.iterdir()} == kept
 
 
 def test_of_two_processes_with_one_file_the_second_is_refused(tmp_path):

@@ -40,7 +40,7 @@ from gram_jax.plan.plan import (
     plan_training,
 )
 from gram_jax.plan.programs import PlanRequest, Program, scoring_program, training_program
-from gram_jax.plan.report import compared, does_not_fit, mesh_line
+from gram_jax.plan.report import compared, does_not_fit, mesh_line, plan_tables
 from gram_jax.plan.search import SIZES, fastest_meshes, largest_batch, what_would_fit
 from gram_jax.plan.topology import (
     PlanTarget,
@@ -541,7 +541,7 @@ def test_too_little_memory_is_an_answer_with_what_would_fit(recipe):
 
 def program_of(lower, arguments: Any = ()) -> Program:
     """A program that is lowered by `lower`."""
-    settings = {"compute_dtype": "float32"}
+    settings = {"compute_dtype": "float32", "param_dtype": "float32"}
     return Program("made up", lower, arguments, settings, 1, Flops(1.0, 1.0))
 
 
@@ -652,14 +652,34 @@ def test_a_long_warm_up_can_be_planned_if_the_data_decides_the_steps(recipe):
     assert planned(recipe(**changes)).fit.fits
 
 
-def test_a_program_whose_peak_is_more_than_its_sum_needs_the_peak(recipe):
-    """libtpu reports no temporaries for a single chip."""
+def made_up(text: str) -> tuple[Program, Any]:
+    """A program that compiles to this text, and its memory."""
     sizes = {"argument": 10, "temp": 0, "output": 8, "alias": 8}
     memory = SimpleNamespace(
         **{f"{name}_size_in_bytes": size for name, size in sizes.items()}, peak_memory_in_bytes=25
     )
-    compiled = SimpleNamespace(memory_analysis=lambda: memory, as_text=lambda: "")
-    program = program_of(lambda: SimpleNamespace(compile=lambda: compiled))
+    compiled = SimpleNamespace(memory_analysis=lambda: memory, as_text=lambda: text)
+    return program_of(lambda: SimpleNamespace(compile=lambda: compiled)), memory
+
+
+def test_the_table_of_operations_has_times_of_all_runs_and_lines(recipe):
+    program, _ = made_up(AROUND)
+    plan = make_plan(program, tight(make_target(LOCAL, recipe()), 100))
+    *_, estimate, costly = plan_tables(plan, operations=2)
+    assert len(costly[2]) == 2
+    time, runs, kind, line, _ = costly[2][0]
+    assert (runs, kind, line) == (8, PRODUCTS, "model/matmul.py:14 matmul")
+    assert time == f"{1e3 * 8000 / V5E.clock:,.1f} ms"
+    assert [row[0] for row in estimate[2]][-2:] == [
+        "forecast, if all collectives are hidden",
+        "forecast, if none is",
+    ]
+    assert len(list(plan_tables(plan))) == len(list(plan_tables(plan, operations=2))) - 1
+
+
+def test_a_program_whose_peak_is_more_than_its_sum_needs_the_peak(recipe):
+    """libtpu reports no temporaries for a single chip."""
+    program, memory = made_up("")
     target = tight(make_target(LOCAL, recipe()), 24)
     fit = make_plan(program, target).fit
     assert fit.needed == 25 and not fit.fits
@@ -695,11 +715,17 @@ def plan_command(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_the_command_prints_tables_and_as_json_everything(plan_command):
-    done = plan_command()
+def test_the_command_prints_tables_and_as_json_everything(plan_command, tmp_path: Path):
+    old = tmp_path / "old.json"
+    old.write_text(plan_command("--json").stdout)
+    done = plan_command("--against", old, batch__batch_size=16)
     assert done.returncode == 0, done.stderr
     for words in ("headroom", "donated", "all", "model FLOPs", "compile time"):
         assert words in done.stdout
+    _, _, compared = done.stdout.partition("compared")
+    cells = [[cell.strip() for cell in line.split("│")] for line in compared.splitlines()]
+    changes = {row[1]: row[-2] for row in cells if len(row) > 4}
+    assert changes["temporaries"].startswith("+") and changes["temporaries"] != "+0.0%"
     values = json.loads(plan_command("--score", "--json").stdout)
     assert values["program"] == "score" and values["memory"]["fits"]
     assert values["flops"]["model"] > 0

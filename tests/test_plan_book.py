@@ -47,7 +47,7 @@ def test_a_line_has_the_parts_of_a_plan_and_what_is_missing_is_listed(plan_book)
         "compile_seconds": 60,
     }
     lines = plan_book.book({cell: result}).splitlines()
-    of_cell = "| 2.0 | 3.0 | 10.8 of 15.8 | 2.0, 7 | 400 | 50 | 50 | 200 | 8.2k |"
+    of_cell = "| 2.0 + 3.0 | 10.8 | 450-500 | 8.2k | 400 | 50 | 50 | 200 | 2.0 |"
     assert f"| {cell.model} | {cell.topology} | fsdp 4 {of_cell}" in lines
     parts = next(line for line in lines if line.startswith(f"| {cell.program}, {cell.model}"))
     assert "| 400 | 300 | 0 | 0 | 0 | 100 | 0 | 0 | 90% | 60% |" in parts

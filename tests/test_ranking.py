@@ -208,7 +208,7 @@ def test_options_that_do_not_go_together_are_refused():
 
 
 def test_the_command_offers_every_method():
-    assert get_args(cli.judging.Method) == METHODS
+    assert get_args(cli.scoring.Method) == METHODS
 
 
 @pytest.fixture(scope="module")

@@ -234,7 +234,7 @@ def test_without_labels_the_votes_of_both_orders_have_to_agree():
 
 
 @pytest.mark.slow
-def test_a_killed_command_writes_the_same_rationales_again(tmp_path):
+def test_killed_and_sharded_commands_write_the_same_rationales(tmp_path):
     pairs = _write_pairs(tmp_path / "pairs.jsonl", 24)
     run_cli(
         "spec", tmp_path / "judge.json", "--model", "tiny-random", "--template", "default", "--max-length", 192,
@@ -257,6 +257,15 @@ def test_a_killed_command_writes_the_same_rationales_again(tmp_path):
     assert run_cli(*words, whole, *options).status == 0
     assert votes.read_bytes() == (tmp_path / "b.votes.jsonl").read_bytes()
     assert out.read_bytes() == whole.read_bytes() and out.stat().st_size
+    # Two shards, merged, give the same files.
+    parts = tmp_path / "c.jsonl"
+    for shard in range(2):
+        done = run_cli(*words, parts, *options, "--shard", f"{shard}/2", "--part-rows", 5)
+        assert done.status == 0 and not parts.exists(), done.output
+    assert run_cli("merge", tmp_path / "c.votes.jsonl").status == 0
+    assert run_cli(*words, parts, *options).status == 0
+    assert (tmp_path / "c.votes.jsonl").read_bytes() == votes.read_bytes()
+    assert parts.read_bytes() == out.read_bytes()
     every = out.read_bytes().count(b"\n")
     # Another selection of the same votes needs no new ones.
     done = run_cli(*words, out, *options[:3], "label", "--keep", 2, *options[4:])

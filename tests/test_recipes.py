@@ -181,7 +181,10 @@ def test_each_stage_has_its_own_keys(tmp_path, stage: str, override: str):
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["run.num_train_epochs=2"], "exactly one of max_steps and num_train_epochs; found both"),
+        (
+            ["run.num_train_epochs=2"],
+            "exactly one of max_steps and num_train_epochs; found both. On the command line, --set run.max_steps=",
+        ),
         (["run.max_steps="], "exactly one of max_steps and num_train_epochs; found neither"),
         (
             ["batch.batch_size=10", "batch.gradient_accumulation_steps=4"],

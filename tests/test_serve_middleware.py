@@ -36,6 +36,14 @@ def test_the_endpoints_of_an_operator(client):
     assert page.startswith("<!doctype html>") and "http" not in page.replace("http-equiv", "")
 
 
+def test_the_page_runs_its_own_script_alone_and_cannot_be_framed(client):
+    headers = client.get("/").headers
+    policy = dict(part.split(" ", 1) for part in headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == policy["frame-ancestors"] == "'none'"
+    assert policy["script-src"].startswith("'sha256-") and "unsafe" not in str(policy)
+    assert headers["x-frame-options"] == "DENY"
+
+
 def test_the_openapi_document_has_tokens_and_the_errors_of_each_endpoint(client, judge):
     paths = client.get("/openapi.json").json()["paths"]
     assert "security" not in paths["/v1/rank"]["post"]

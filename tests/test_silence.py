@@ -81,6 +81,7 @@ LISTED = {
     "data.cache:_whole_shards": "incomplete shards of an interrupted build are encoded again",
     "data.pool:main": "the end of the input of a worker",
     "files:write_atomic": "the temporary file of a write that raises",
+    "files:process_exists": "a process number that does not exist",
     "interop.gguf:_is_readable": "the type is refused with its name",
     "interop.hub:read_front_matter": "a card without front matter gets one",
     "reports.report:_check": "looks for a mark in a file that is not ours",

@@ -7,6 +7,7 @@ import pytest
 from cli_runner import run_cli
 from tiny_runs import write_pairs
 
+from gram_jax.errors import ReportError
 from gram_jax.evals.results import read_results
 from gram_jax.evals.thinking import ThinkingResults, ThoughtPairs, fit_gate
 
@@ -51,6 +52,12 @@ def test_the_command_fits_and_measures_on_different_prompts(tmp_path):
     assert found is not None
     assert found.fitted + found.pairs == 8 and found.rationales == 8 * 4
     assert found.curve[0].tokens == 0 and found.curve[-1].thought == 1
+    path = tmp_path / "out" / ThinkingResults.FILE
+    saved = path.read_text()
+    path.write_text(saved.replace('"budget": 40', '"budget": 41'))
+    with pytest.raises(ReportError, match="checksum"):
+        read_results(tmp_path / "out", ThinkingResults)
+    path.write_text(saved)
     below = found.gate.below or 1e9
     done = run_cli(
         "evaluate", "tiny-random", pairs, "--out", tmp_path / "e", *options, "--think-below", below

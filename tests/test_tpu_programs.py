@@ -36,14 +36,15 @@ def run_worker(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is not installed")
-def test_splash_compiles_for_tpu_and_is_recomputed_only_with_whole_layers():
-    kernels = run_worker("tpu_attention_worker.py")
+def test_splash_is_recomputed_only_with_whole_layers_and_needs_no_copies_or_halves_of_heads():
+    found = run_worker("tpu_attention_worker.py")
     # Forward, dq, dkv: others keep output and log-sum-exp, "full" runs the forward kernel again.
-    assert kernels == {"none": 3, "dots": 3, "attention": 3, "full": 4}
+    assert found["kernels"] == {"none": 3, "dots": 3, "attention": 3, "full": 4}
+    assert found["unwanted"] == []
 
 
 @pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is not installed")
-def test_programs_for_tpus_gather_weights_multiply_integers_and_use_the_kernels_of_groups():
+def test_programs_for_tpus_gather_weights_not_logits_multiply_integers_and_use_the_kernels_of_groups():
     found = run_worker("tpu_programs_worker.py")
     # A whole cube is gathered in two steps, of 16 MiB less a device's own part; without them, an all-reduce of 31.5.
     assert found["a cube"] == {"all-gather": pytest.approx(16 * 63 / 64)}
@@ -52,3 +53,5 @@ def test_programs_for_tpus_gather_weights_multiply_integers_and_use_the_kernels_
     assert found["int8"] == "s32 s8 s8"
     # Three products forward, their three transposes and three gradients of matrices.
     assert found["kernels"] == 9
+    for exchanged, of_vocabulary in found["loops of stage 1"]:
+        assert exchanged and not of_vocabulary

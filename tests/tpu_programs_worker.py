@@ -1,4 +1,4 @@
-"""Compiles a gather, a product in 8 bits and a mixture of experts for TPUs, without any TPU; prints one JSON object.
+"""Compiles a gather, a product in 8 bits, a mixture of experts and a loss for TPUs, without any TPU; prints JSON.
 
 A process of its own, since the TPU's compiler wants the environment set before JAX starts:
 python tests/tpu_programs_worker.py (in the environment of test_tpu_programs.py).
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from conftest import tiny_config
 from jax.experimental import topologies
+from vocabulary_loops import exchanged_in_loops
 
 from gram_jax.model.config import Experts
 from gram_jax.model.execution import Execution
@@ -92,6 +93,10 @@ def main() -> None:
         "a plane": gather("v5e:4x4", {"fsdp": 16}),
         "int8": product("int8"),
         "kernels": kernels_of_experts(),
+        "loops of stage 1": [
+            exchanged_in_loops(placement_of("v5e:2x4", {"fsdp": 8}), tied=tied)
+            for tied in (True, False)
+        ],
     }
     print(json.dumps(found))
 

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,13 +13,13 @@ Words = list[object]
 
 
 class Inputs:
-    """Data of all commands in one folder, and the place of the judge.
+    """Data of all commands in one folder, and the places of the judge and of its specification with rationales.
 
     pairs: 48 pairs; many: four times as many, of other prompts; candidates: 12 lists of 3 responses.
     """
 
     def __init__(self, base: Path):
-        self.base, self.judge = base, base / "judge"
+        self.base, self.judge, self.thinking = base, base / "judge", base / "thinking.json"
         self.pairs, self.candidates = base / "pairs.jsonl", base / "candidates.jsonl"
         self.many = base / "many.jsonl"
         draw = random.Random(0)
@@ -42,14 +42,15 @@ class Inputs:
 class Command:
     """A command that writes. words(place): with its outputs below `place`; reads: those that read them.
 
-    run: it writes a run to `place / "run"`. given: commands that write, to the same place, what this command reads.
+    run: the folder in `place` of a run that it writes. given: commands that write, to the same place, what this command
+    reads.
     """
 
     name: str
     words: Callable[[Path], Words]
     reads: Callable[[Path], list[Words]] = field(default=lambda place: [])
-    given: Callable[[Path], list[Words]] | None = None
-    run: bool = False
+    given: Callable[[Path], Iterable[Words]] | None = None
+    run: str | None = None
 
 
 def writing_commands(inputs: Inputs) -> Iterator[Command]:
@@ -99,7 +100,14 @@ def writing_commands(inputs: Inputs) -> Iterator[Command]:
     def verify(place: Path) -> list[Words]:
         return [["verify", place / "run"]]
 
-    yield Command("train", lambda place: ["train", recipe(place, "finetune")], verify, run=True)
+    def edited_export(place: Path) -> Iterator[Words]:
+        yield ["convert", judge, place / "edited"]
+        with (place / "edited" / "config.json").open("a") as config:
+            config.write("\n")
+
+    thinking = ["--spec", inputs.thinking, "--votes", 1, "--limit", 12]
+
+    yield Command("train", lambda place: ["train", recipe(place, "finetune")], verify, run="run")
     yield Command(
         "prepare",
         lambda place: [
@@ -107,13 +115,15 @@ def writing_commands(inputs: Inputs) -> Iterator[Command]:
             *("--set", f"data.cache_dir={place / 'cache'}"),
         ],
     )
-    yield Command("rl", rl, verify, run=True)
+    yield Command("rl", rl, verify, run="run")
     yield Command(
         "adapt",
         lambda place: [
             *("adapt", judge, inputs.many, "--out", place / "out", "--accept"),
             *("--num-train-epochs", 1, "--batch-size", 4, "--max-length", 256),
         ],
+        lambda place: [["verify", place / "out" / "run"], ["verify", place / "out" / "judge"]],
+        run="out/run",
     )
     yield Command("score", lambda place: ["score", pairs, place / "scores.jsonl", "-m", judge])
     yield Command("rank", lambda place: ["rank", lists, place / "ranks.jsonl", "-m", judge])
@@ -167,4 +177,32 @@ def writing_commands(inputs: Inputs) -> Iterator[Command]:
         "card",
         lambda place: ["card", place / "exported"],
         given=lambda place: [["convert", judge, place / "exported"]],
+    )
+    yield Command(
+        "curate",
+        lambda place: ["curate", pairs, place / "curated.jsonl", "--scores", place / "of.jsonl"],
+        lambda place: [["verify", place / "of.jsonl"]],
+        given=lambda place: [["score", pairs, place / "of.jsonl", "-m", judge]],
+    )
+    yield Command(
+        "rationales",
+        lambda place: ["rationales", judge, pairs, place / "reasons.jsonl", *thinking],
+        lambda place: [["verify", place / "reasons.votes.jsonl"]],
+    )
+    yield Command(
+        "think",
+        lambda place: ["think", judge, pairs, "--budget", 8, "--out", place / "out", *thinking],
+        lambda place: [["verify", place / "out" / "votes.jsonl"]],
+    )
+    yield Command(
+        "pairs",
+        lambda place: [
+            *("data", "pairs", pairs, place / "corrupted.jsonl", "--method", "corruptions"),
+        ],
+    )
+    yield Command(
+        "accept",
+        lambda place: ["verify", place / "edited", "--accept"],
+        lambda place: [["verify", place / "edited"]],
+        given=edited_export,
     )

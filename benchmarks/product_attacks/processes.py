@@ -1,5 +1,6 @@
 """Commands of gram-jax in forked processes of one that has imported everything and started no device."""
 
+import gc
 import importlib
 import logging
 import os
@@ -17,9 +18,11 @@ from gram_jax.cli import run_command
 
 # Imported once, in the process that is forked.
 HEAVY = """
-    gram_jax.adaptation.adapt gram_jax.attacks.evaluate gram_jax.evals.best_of_n gram_jax.evals.evaluate
-    gram_jax.interop.hf_export gram_jax.reports.report gram_jax.rl.loop gram_jax.scoring.files
-    gram_jax.training.loop matplotlib.pyplot transformers.models.auto.tokenization_auto
+    gram_jax.adaptation.adapt gram_jax.attacks.evaluate gram_jax.evals.best_of_n gram_jax.evals.curation_card
+    gram_jax.evals.evaluate gram_jax.evals.thinking gram_jax.interop.hf_export gram_jax.reports.report gram_jax.rl.loop
+    gram_jax.scoring.files gram_jax.scoring.group gram_jax.scoring.rationales gram_jax.scoring.remote
+    gram_jax.training.loop matplotlib.backends.backend_agg matplotlib.pyplot
+    transformers.models.auto.tokenization_auto transformers.models.llama.configuration_llama
 """
 SECONDS = 300.0  # of one command
 
@@ -33,6 +36,7 @@ def prepare_forks(base: Path) -> None:
     os.environ["XDG_CACHE_HOME"] = str(base / "cache")
     for module in HEAVY.split():
         importlib.import_module(module)
+    gc.freeze()  # the forks do not search these objects
 
 
 class Done(NamedTuple):

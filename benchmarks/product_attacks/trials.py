@@ -40,9 +40,14 @@ def told(end: Done) -> str:
     return f"{end.status}: {end.text[-1500:]}"
 
 
-def difference(world: World, name: str, place: Path) -> str | None:
-    """A line if the results of a command are not the undisturbed ones. What it was given is not its result."""
-    found, wanted = digests(place), world.expected[name]
+def difference(world: World, name: str, place: Path, *, without: str | None = None) -> str | None:
+    """A line if the results of a command are not the undisturbed ones, apart from the folder `without`.
+
+    What it was given is not its result.
+    """
+    found, wanted = digests(place), dict(world.expected[name])
+    for results in (found, wanted):
+        results.pop(without or "", None)
     given = digests(world.given(name))
     wanted = {key: value for key, value in wanted.items() if given.get(key) != value}
     found = {key: value for key, value in found.items() if key in wanted or key not in given}
@@ -52,5 +57,6 @@ def difference(world: World, name: str, place: Path) -> str | None:
 
 
 def finished(name: str, end: Done) -> bool:
-    """Whether a command succeeded, or found that it had: `convert` replaces no folder."""
-    return end.status == 0 or (name == "convert" and "not empty" in end.text)
+    """Whether a command succeeded, or found that it had: these replace no results."""
+    there = {"convert": "not empty", "curate": "exists: give", "pairs": "exists: give"}.get(name)
+    return end.status == 0 or (there is not None and there in end.text)

@@ -39,6 +39,11 @@ class World:
         if not judge.exists():
             self.must(["convert", "tiny-random", judge])
             self.must(["spec", judge, "--model", "tiny-random", "--max-length", 256])
+        if not (thinking := self.inputs.thinking).exists():
+            self.must([
+                *("spec", thinking, "--model", judge, "--template", "default", "--max-length", 256),
+                *("--rationale", r"Reasons:\n{rationale}\nThe verdict:\n", "--max-rationale", 8, "--stop", "t"),
+            ])  # fmt: skip
         if missing := [name for name in names if name not in self.expected]:
             for name in missing:
                 self._undisturbed(name)

@@ -10,7 +10,7 @@ from typing import Any
 
 from cyclopts import App, CycloptsError, Parameter
 
-from gram_jax.cli import evaluation, judging, models, training
+from gram_jax.cli import evaluation, judging, models, scoring, training
 from gram_jax.cli.console import Console, log_to
 from gram_jax.errors import DataError, GramError, GramWarning, StoppedError
 from gram_jax.files import check_local, is_full_disk, is_read_only
@@ -35,9 +35,9 @@ data_app = App(
 COMMANDS = (
     training.train,
     training.recipe,
-    judging.score,
-    judging.rank,
-    judging.merge,
+    scoring.score,
+    scoring.rank,
+    scoring.merge,
     judging.bench,
     evaluation.evaluate,
     evaluation.think,
@@ -49,7 +49,7 @@ COMMANDS = (
     judging.bon,
     judging.serve,
     judging.spec,
-    judging.rationales,
+    scoring.rationales,
     models.convert,
     evaluation.card,
     models.verify,

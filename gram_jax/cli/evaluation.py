@@ -137,7 +137,7 @@ def curate(
     """
     from gram_jax.data.reading import read_records
     from gram_jax.data.self_supervised import write_preferences
-    from gram_jax.distributed.lock import file_lock, hold_lock
+    from gram_jax.distributed.lock import hold_new_file
     from gram_jax.evals.curation import (
         CurationConfig,
         by_source,
@@ -147,19 +147,17 @@ def curate(
     )
     from gram_jax.evals.curation_card import curation_table, write_curation
 
-    if out.exists() and not overwrite:
-        raise DataError(f"{out} exists: give another name, or --overwrite")
     config = CurationConfig(above, below, unanimous, suspected, uncertain)
-    records, _ = read_records(source, "comparison", **rows.arguments())
-    judged = read_judged(records, scores)
-    figures = by_source(judged, config)
-    with hold_lock(file_lock(out.absolute()), error=DataError):
-        written = write_preferences(out, curate(judged, config))
+    with hold_new_file(out, overwrite=overwrite, error=DataError):
+        records, _ = read_records(source, "comparison", **rows.arguments())
+        judged = read_judged(records, scores)
+        figures, kept = by_source(judged, config), curate(judged, config)
         inputs = provenance(source, records, scores)
-        places = write_curation(out, judged, figures, config, inputs, written)
+        places = write_curation(out, judged, figures, config, inputs, len(kept))
+        write_preferences(out, kept)  # last: an interrupted command can be repeated
     console = Console()
     _print_table(console, curation_table(figures))
-    console.say(f"{out}: {written:,} of {len(judged):,} pairs; {places[0]}, {places[1]}")
+    console.say(f"{out}: {len(kept):,} of {len(judged):,} pairs; {places[0]}, {places[1]}")
 
 
 def think(
@@ -190,8 +188,8 @@ def think(
     """
     from gram_jax.data.reading import read_records
     from gram_jax.evals.evaluate import make_folder
-    from gram_jax.evals.thinking import ThinkingResults, measure_thinking
-    from gram_jax.files import write_json
+    from gram_jax.evals.results import save_results
+    from gram_jax.evals.thinking import measure_thinking
     from gram_jax.scoring.results import OutputSink, reserve
     from gram_jax.scoring.scorer import Scorer
     from gram_jax.scoring.think import rationale_counts
@@ -209,7 +207,7 @@ def think(
             scorer, records, model=model, source=source, budget=budget, seed=seed, sink=sink
         )
         if out is not None:
-            write_json(out / ThinkingResults.FILE, found.model_dump(), error=DataError)
+            save_results(out, found)
     columns = (
         "think if |margin| <",
         "pairs with thought",

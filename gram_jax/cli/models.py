@@ -202,14 +202,14 @@ def pairs(
         read_texts,
         write_preferences,
     )
+    from gram_jax.distributed.lock import hold_new_file
 
-    if out.exists() and not overwrite:
-        raise DataError(f"{out} exists: give another name, or --overwrite")
-    if method == "continuations":
-        made = continuation_pairs(list(read_texts(source)), seed=seed, words=words)
-    else:
-        made = corrupted_pairs(read_records(source, "pair", **rows.arguments())[0], seed=seed)
-    Console().say(f"{out}: {write_preferences(out, made):,} pairs")
+    with hold_new_file(out, overwrite=overwrite, error=DataError):
+        if method == "continuations":
+            made = continuation_pairs(list(read_texts(source)), seed=seed, words=words)
+        else:
+            made = corrupted_pairs(read_records(source, "pair", **rows.arguments())[0], seed=seed)
+        Console().say(f"{out}: {write_preferences(out, made):,} pairs")
 
 
 def prepare(recipe: RecipeName, /, *, overrides: Overrides = None) -> None:

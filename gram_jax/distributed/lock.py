@@ -110,6 +110,15 @@ def hold_lock(
                 path.unlink()
 
 
+@contextmanager
+def hold_new_file(path: Path, *, overwrite: bool, error: type[GramError]) -> Iterator[None]:
+    """Hold the lock of a file that the block writes. Raises `error` if it exists, unless it is to be replaced."""
+    with hold_lock(file_lock(path.absolute()), error=error):
+        if path.exists() and not overwrite:
+            raise error(f"{path} exists: give another name, or --overwrite")
+        yield
+
+
 def _take(path: Path, mine: Mapping[str, Any], error: type[GramError]) -> None:
     try:
         with path.open("x") as file:  # only one of two simultaneous starts succeeds

@@ -5,7 +5,6 @@ one in both. Pairs without a label get one if all judges prefer the same respons
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from gram_jax.data.records import Comparison, contents_id, contents_of
 from gram_jax.errors import DataError
 from gram_jax.evals.pairwise import side
-from gram_jax.scoring.results import TEXTS, metadata_path, read_rows
+from gram_jax.scoring.results import TEXTS, read_metadata, read_rows
 
 Verdict = Literal["confirmed", "suspected", "uncertain"]
 SuspectedAction = Literal["keep", "drop", "flip", "reweigh"]
@@ -148,7 +147,7 @@ def provenance(
     """Name and hash of the contents of the source; name, SHA-256 and judge of each file of scores."""
     files = []
     for file in map(Path, score_files):
-        about = json.loads(metadata_path(file).read_text(encoding="utf-8"))
+        about = read_metadata(file)
         judge = {name: about.get(name) for name in ("model", "weights", "judge", "compute_dtype")}
         files.append({"file": str(file), "sha256": _sha256(file), **judge})
     return {"source": str(source), "contents": contents_of(records), "scores": files}
@@ -190,8 +189,7 @@ def _figures(pairs: Sequence[JudgedPair], config: CurationConfig) -> SourceCurat
 
 def _scores(file: Path) -> dict[tuple[str, str], tuple[float, float]]:
     """(P(better or first response), its position bias) by id and hash of the texts."""
-    if not metadata_path(file).is_file():
-        raise DataError(f"{metadata_path(file)} is missing: expected a file of `gram-jax score`")
+    read_metadata(file)  # raises for a file that `gram-jax score` did not write
     found = {}
     for row in read_rows(file):
         p = row.get("score_chosen", row.get("score_first"))

@@ -19,7 +19,13 @@ from gram_jax.sharding import Placement
 from gram_jax.tree import Tree
 
 with needs_extra("gguf"):
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, ReaderTensor
+    from gguf import (
+        GGML_QUANT_SIZES,
+        GGMLQuantizationType,
+        GGUFReader,
+        GGUFValueType,
+        ReaderTensor,
+    )
     from gguf.quants import dequantize
 
 # The model_type of each architecture; most files of Mistral's models are of the first. `_model_type` has two more.
@@ -97,8 +103,8 @@ class _Reader(GGUFReader):
     """GGUFReader, faster and with a check of lengths.
 
     The base class slices a vocabulary 250,000 times, which is slow with a np.memmap. Beyond the end of a file it
-    reads empty arrays, as many as a damaged length states. It keeps an array of 100 bytes for each element of
-    the metadata, so their number is limited, too.
+    reads empty arrays, as many as a damaged length states. It keeps an array of 100 bytes for each text of the
+    metadata, so the number of elements is limited, too. Arrays of arrays, which no model has, are rejected.
     """
 
     elements = 0
@@ -111,10 +117,26 @@ class _Reader(GGUFReader):
         end = int(offset) + int(count) * np.dtype(dtype).itemsize
         if end > self.data.size:
             raise ValueError(f"it ends at byte {self.data.size}, expected at least {end}")
-        self.elements += 1
+        self._count(1)
+        return super()._get(offset, dtype, count, *rest, **named)
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+        if raw_type != GGUFValueType.ARRAY:
+            return super()._get_field_parts(orig_offs, raw_type)
+        kind, length = self._get(orig_offs, np.uint32), self._get(orig_offs + 4, np.uint64)
+        if kind[0] == GGUFValueType.ARRAY:
+            raise ValueError("an array of arrays in its metadata")
+        self._count(int(length[0]))
+        types = [GGUFValueType.ARRAY, GGUFValueType(kind[0])]
+        if (dtype := self.gguf_scalar_to_np.get(types[1])) is None:
+            return super()._get_field_parts(orig_offs, raw_type)
+        values = self._get(orig_offs + 12, dtype, int(length[0]))
+        return 12 + values.nbytes, [kind, length, values], [2] if values.size else [], types
+
+    def _count(self, elements: int) -> None:
+        self.elements += elements
         if self.elements > MAX_ELEMENTS:
             raise ValueError(f"its metadata have more than {MAX_ELEMENTS:,} elements")
-        return super()._get(offset, dtype, count, *rest, **named)
 
 
 class GgufFile(NamedTuple):

@@ -104,7 +104,7 @@ def push_folder(
     try:
         api.create_repo(repo, private=not public, exist_ok=True)
         if api.file_exists(repo, CARD):
-            there = Path(api.hf_hub_download(repo, CARD)).read_text(encoding="utf-8")
+            there = Path(api.hf_hub_download(repo, CARD)).read_text("utf-8", "replace")
             if not replaceable(there):
                 raise CheckpointError(
                     f"{repo} has a {CARD} that gram_jax did not write or that was edited: --overwrite replaces it"

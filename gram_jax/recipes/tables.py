@@ -52,7 +52,8 @@ class RunConfig:
         if (self.max_steps is None) == (self.num_train_epochs is None):
             found = "neither" if self.max_steps is None else "both"
             raise ValueError(
-                f"expected exactly one of max_steps and num_train_epochs; found {found}"
+                f"expected exactly one of max_steps and num_train_epochs; found {found}. "
+                "On the command line, --set run.max_steps= removes a value"
             )
 
 

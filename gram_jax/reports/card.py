@@ -82,7 +82,8 @@ def _write_card(folder: Path, spec: JudgeSpec, options: CardOptions) -> Path:
         judge=spec.hash,
     )
     card = folder / CARD
-    if card.exists() and not options.overwrite and not is_ours(card.read_text(encoding="utf-8")):
+    there = card.read_text(encoding="utf-8", errors="replace") if card.exists() else None
+    if there is not None and not options.overwrite and not is_ours(there):
         raise ReportError(
             f"{card} was not written by gram_jax, or was changed since: --overwrite replaces it"
         )

@@ -1,40 +1,37 @@
 """Results that several processes write without communication: parts of a file, and how they are joined.
 
-Part p of OUT has the results of the rows p * part_rows + 1 to (p + 1) * part_rows of the input, independent of the
-process that writes it. Shard I of N writes the parts I, I + N, I + 2 N, ... A restart, even with another N, therefore
-skips complete parts.
-
-OUT.parts/manifest.json              what the rows are made from, the same for all processes
-OUT.parts/part-00003.jsonl.partial   a part that is being written, next to its lock; a restart resumes in it
-OUT.parts/part-00003.json            its size, SHA-256, dropped rows, and the code and device that computed it
-OUT.parts/part-00003.jsonl           the complete part, which is renamed to this last
-OUT.parts/end.json                   number of rows of the input, by the first process that reads to its end
-
-OUT may be an address of fsspec (gs://, s3://): parts are written to a temporary folder and uploaded when complete.
+Part p of OUT (part_folder.py) has the results of the rows p * part_rows + 1 to (p + 1) * part_rows of the input,
+independent of the process that writes it. Shard I of N writes the parts I, I + N, I + 2 N, ... A restart, even with
+another N, therefore skips complete parts.
 """
 
 import hashlib
 import itertools
 import json
-import logging
-import os
-import re
-import tempfile
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from gram_jax.distributed.lock import file_lock, hold_lock
 from gram_jax.errors import DataError
-from gram_jax.files import write_atomic
-from gram_jax.progress import ProgressFactory, no_progress
-from gram_jax.remote import is_remote, open_filesystem
+from gram_jax.remote import is_remote
+from gram_jax.scoring.merging import merge_parts
+from gram_jax.scoring.part_folder import (
+    FORMAT,
+    MANIFEST,
+    PART,
+    PARTIAL,
+    PartFolder,
+    PartRecord,
+    file_of,
+    made_from_hash,
+    read_manifest,
+    read_record,
+    record_of,
+    write_end,
+)
 from gram_jax.scoring.results import (
-    META,
-    NAMES,
-    PARTS,
     OutputSink,
     RowFile,
     RowSource,
@@ -42,108 +39,14 @@ from gram_jax.scoring.results import (
     Shard,
     WriteSummary,
     compare_metadata,
-    decode_row,
     explain_interruption,
-    metadata_path,
     windows_of_rows,
+    with_checksum,
     write_rows,
 )
 from gram_jax.scoring.rows import NumberedRecord
 
-logger = logging.getLogger(__name__)
-
-FORMAT = 2
-MANIFEST, END = "manifest.json", "end.json"
 PART_ROWS = 1000  # by default
-PARTIAL = ".partial"
-SHOWN = 8  # missing parts in an error
-PART = re.compile(r"part-(\d+)\.jsonl")
-
-
-class PartRecord(NamedTuple):
-    """The record of a complete part.
-
-    made_from: `_made_from` of the manifest. code: versions, program and device that computed it.
-    """
-
-    made_from: str
-    rows: int
-    bytes: int
-    sha256: str
-    shortened: int
-    dropped: dict[str, int]
-    code: dict[str, str]
-
-
-class PartFolder:
-    """OUT.parts, on a disk or at an address of fsspec."""
-
-    def __init__(self, out: str):
-        self.out, self.name = out, out + PARTS
-        self._remote = open_filesystem(self.name) if is_remote(out) else None
-
-    def names(self) -> set[str]:
-        """Names of the files in the folder."""
-        if self._remote is None:
-            folder = Path(self.name)
-            return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-        files, folder = self._remote
-        if not files.exists(folder):
-            return set()
-        return {str(path).rpartition("/")[2] for path in files.ls(folder, detail=False)}
-
-    def make(self) -> None:
-        """Make the folder."""
-        if self._remote is None:
-            Path(self.name).mkdir(exist_ok=True)
-
-    def read(self, name: str) -> bytes:
-        """The content of a file."""
-        if self._remote is None:
-            return Path(self.name, name).read_bytes()
-        return self._remote[0].cat_file(f"{self._remote[1]}/{name}")
-
-    def write(self, name: str, content: bytes) -> None:
-        """Write a file, as a whole or not at all."""
-        if self._remote is None:
-            write_atomic(Path(self.name, name), content)
-        else:
-            self._remote[0].pipe_file(f"{self._remote[1]}/{name}", content)
-
-    def write_json(self, name: str, content: Any) -> None:
-        """Write a value as JSON."""
-        self.write(name, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-
-    @contextmanager
-    def workplace(self) -> Iterator[Path]:
-        """The folder on a disk in which parts are written."""
-        if self._remote is None:
-            yield Path(self.name)
-        else:
-            with tempfile.TemporaryDirectory(prefix="gram-jax-parts-") as place:
-                yield Path(place)
-
-    def publish(self, partial: Path, name: str) -> None:
-        """Give a part that is whole its name."""
-        if self._remote is None:
-            partial.replace(Path(self.name, name))
-        else:
-            self.write(name, partial.read_bytes())
-            partial.unlink()
-
-    def lock(self, path: Path) -> AbstractContextManager[None]:
-        """The lock of a file that is being written; object stores have none, and the last writer wins."""
-        return nullcontext() if self._remote else hold_lock(file_lock(path), error=DataError)
-
-
-def file_of(part: int) -> str:
-    """Name of a part's file."""
-    return f"part-{part:05d}.jsonl"
-
-
-def record_of(part: int) -> str:
-    """Name of the file with a part's PartRecord."""
-    return f"part-{part:05d}.json"
 
 
 class _OpenPart:
@@ -192,7 +95,7 @@ class _ShardWriter:
     def rows_before(self, place: Path) -> int:
         """Number of rows in the parts of this shard, those that an interrupted run began included."""
         whole = [part for part in self.done if part % self.shard.count == self.shard.index]
-        counts = [_read_record(self.folder, part, self.made_from).rows for part in whole]
+        counts = [read_record(self.folder, part, self.made_from).rows for part in whole]
         for path in place.glob(f"*{PARTIAL}"):
             if (name := PART.fullmatch(path.name.removesuffix(PARTIAL))) and self.mine(
                 int(name[1])
@@ -322,14 +225,14 @@ def write_parts(
                 writer.append(window, rows)
                 written += len(rows)
             writer.publish()
-        _write_end(folder, source.rows())
+        write_end(folder, source.rows())
         return WriteSummary(written, before, writer.shortened, dict(dropped))
 
 
 def _open_folder(
     folder: PartFolder, sink: OutputSink, metadata: dict[str, Any], contents: str
 ) -> str:
-    """Make the folder and its manifest, or compare them; returns `_made_from` of the manifest."""
+    """Make the folder and its manifest, or compare them; returns `made_from_hash` of the manifest."""
     assert sink.shard is not None
     now = {
         "format": FORMAT,
@@ -343,8 +246,8 @@ def _open_folder(
         )
     folder.make()
     if MANIFEST not in folder.names():
-        folder.write_json(MANIFEST, now)
-    found = _read_manifest(folder)
+        folder.write_json(MANIFEST, with_checksum(now))
+    found = read_manifest(folder)
     compare_metadata(folder.name, found["rows"], metadata)
     if found["input"] != contents:
         raise DataError(
@@ -356,186 +259,4 @@ def _open_folder(
             f"{folder.name} has parts of {found['part_rows']:,} rows, this process would write "
             f"{sink.shard.part_rows:,}: expected --part-rows {found['part_rows']} for all"
         )
-    return _made_from(found)
-
-
-def _made_from(manifest: dict[str, Any]) -> str:
-    """A hash of what the manifest says of the rows, without the names.
-
-    Processes that start at the same time may write different manifests, of which one remains: each part states its own.
-    """
-    rows = {key: value for key, value in manifest["rows"].items() if key not in NAMES}
-    content = json.dumps(manifest | {"rows": rows}, sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _read_manifest(folder: PartFolder) -> dict[str, Any]:
-    found = _read_json(folder, MANIFEST)
-    if found.get("format") != FORMAT or not {"part_rows", "input", "rows"} <= found.keys():
-        raise DataError(f"{folder.name}/{MANIFEST} is damaged, or of another version of gram_jax")
-    return found
-
-
-def _read_record(folder: PartFolder, part: int, made_from: str) -> PartRecord:
-    place, again = f"{folder.name}/{record_of(part)}", _again(folder, part)
-    try:
-        record = PartRecord(**_read_json(folder, record_of(part)))
-    except (DataError, TypeError):
-        raise DataError(f"{place} is missing or damaged: {again}") from None
-    if record.made_from != made_from:
-        raise DataError(
-            f"{place} is not of the results that {MANIFEST} describes: shards with different judges, options or inputs "
-            f"started at the same time. To keep {MANIFEST}, {again}"
-        )
-    return record
-
-
-def _read_json(folder: PartFolder, name: str) -> dict[str, Any]:
-    try:
-        found = json.loads(folder.read(name))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{folder.name}/{name} cannot be read as JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise DataError(f"{folder.name}/{name} holds a {type(found).__name__}, expected an object")
-    return found
-
-
-def _write_end(folder: PartFolder, rows: int) -> None:
-    if END not in folder.names():
-        folder.write_json(END, {"rows": rows})
-    elif (found := _read_end(folder)) != rows:
-        raise DataError(
-            f"the input has {rows:,} rows, another process that wrote to {folder.name} read {found}: the input changed "
-            "while it was read"
-        )
-
-
-def _read_end(folder: PartFolder) -> int:
-    rows = _read_json(folder, END).get("rows")
-    if not isinstance(rows, int) or rows < 0:
-        raise DataError(f"{folder.name}/{END} is damaged: remove it and run a shard again")
-    return rows
-
-
-def merge_parts(
-    out: str, *, overwrite: bool = False, progress: ProgressFactory = no_progress
-) -> WriteSummary:
-    """Check every part of OUT and join them to OUT, with its metadata; the parts stay.
-
-    The bytes are those that one process writes. Raises DataError, which names them, if parts are missing or damaged, or
-    if OUT exists with another content.
-    """
-    folder = PartFolder(out)
-    if MANIFEST not in (names := folder.names()):
-        raise DataError(f"{folder.name} has no {MANIFEST}: expected parts that --shard wrote")
-    manifest = _read_manifest(folder)
-    if END not in names:
-        raise DataError(
-            f"no process has read the input of {folder.name} to its end: parts are missing"
-        )
-    made_from = _made_from(manifest)
-    count = -(-_read_end(folder) // manifest["part_rows"])
-    _check_complete(folder, names, count, manifest["part_rows"])
-    dropped: Counter[str] = Counter()
-    rows = shortened = 0
-    code: dict[str, int] = {}
-    with explain_interruption(out), folder.lock(Path(out)), _joined(out) as joined:
-        with joined.open("wb") as file, progress(count, label="joined", unit="parts") as bar:
-            for part in range(count):
-                record, content = _check_part(folder, part, made_from)
-                file.write(content)
-                rows, shortened = rows + record.rows, shortened + record.shortened
-                dropped.update(record.dropped)
-                code.setdefault(json.dumps(record.code, sort_keys=True), part)
-                bar.update(1, units=1)
-            file.flush()
-            os.fsync(file.fileno())
-        _publish(out, joined, manifest["rows"], overwrite)
-    if len(code) > 1:
-        logger.warning(
-            "the parts of %s were computed by %d versions, programs or kinds of device (%s): their scores agree up to "
-            "rounding, not bit for bit",
-            folder.name,
-            len(code),
-            "; ".join(f"part {part}: {text}" for text, part in code.items()),
-        )
-    return WriteSummary(rows, 0, shortened, dict(dropped))
-
-
-def _check_complete(folder: PartFolder, names: set[str], count: int, part_rows: int) -> None:
-    missing = [part for part in range(count) if file_of(part) not in names]
-    if not missing:
-        return
-    shown = ", ".join(
-        f"{part} (rows {part * part_rows + 1:,} to {(part + 1) * part_rows:,})"
-        for part in missing[:SHOWN]
-    )
-    more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
-    raise DataError(
-        f"{len(missing):,} of {count:,} parts of {folder.name} are missing: {shown}{more}. Run the shards "
-        "again; shard I of N writes the parts I, I + N, I + 2 N, ..."
-    )
-
-
-def _check_part(folder: PartFolder, part: int, made_from: str) -> tuple[PartRecord, bytes]:
-    """A part and its rows. Raises DataError if it is damaged, or not of this manifest."""
-    record, content = _read_record(folder, part, made_from), folder.read(file_of(part))
-    place = f"{folder.name}/{file_of(part)}"
-    if hashlib.sha256(content).hexdigest() == record.sha256 and len(content) == record.bytes:
-        return record, content
-    for number, line in enumerate(content.splitlines(keepends=True), 1):
-        try:
-            decode_row(line)
-        except ValueError:
-            raise DataError(f"{place}, line {number} is damaged: {_again(folder, part)}") from None
-    raise DataError(f"{place} is not the file that was written: {_again(folder, part)}")
-
-
-def _again(folder: PartFolder, part: int) -> str:
-    return f"remove {folder.name}/{file_of(part)} and run its shard again"
-
-
-def _publish(out: str, joined: Path, metadata: dict[str, Any], overwrite: bool) -> None:
-    text = (json.dumps(metadata, indent=2, ensure_ascii=False) + "\n").encode()
-    if is_remote(out):
-        files, path = open_filesystem(out)
-        files.pipe_file(path + META, text)
-        files.put_file(str(joined), path)
-        return
-    path = Path(out)
-    if path.exists() and not overwrite and _digest(path) != _digest(joined):
-        raise DataError(
-            f"{path} exists and has other rows than its parts: remove it, or --overwrite"
-        )
-    write_atomic(metadata_path(path), text, error=DataError)
-    joined.replace(path)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def _joined(out: str) -> Iterator[Path]:
-    """A file on a disk in which the parts of `out` are joined; next to it if that is on a disk."""
-    if is_remote(out):
-        with tempfile.TemporaryDirectory(prefix="gram-jax-merge-") as place:
-            yield Path(place, "joined")
-        return
-    path = Path(out + PARTIAL)
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def parts_in(place: str) -> Sequence[str]:
-    """The files whose parts are at `place`: it is such a file, or a folder that has them."""
-    place = place.rstrip("/")
-    if place.endswith(PARTS) or is_remote(place) or not Path(place).is_dir():
-        return [place.removesuffix(PARTS)]
-    found = sorted(str(path).removesuffix(PARTS) for path in Path(place).glob(f"*{PARTS}"))
-    if not found:
-        raise DataError(f"{place} has no {PARTS}: expected a file or folder that --shard wrote")
-    return found
+    return made_from_hash(found)

@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -21,7 +21,7 @@ from typing import IO, Any, NamedTuple
 from gram_jax.data.records import Record, contents_id
 from gram_jax.distributed.lock import file_lock, hold_lock, reserve_lock
 from gram_jax.errors import DataError
-from gram_jax.files import explain_full_disk, write_json
+from gram_jax.files import explain_full_disk, write_atomic
 from gram_jax.progress import ProgressBar, ProgressFactory, no_progress
 from gram_jax.remote import is_remote
 from gram_jax.scoring.rows import NumberedRecord
@@ -188,7 +188,7 @@ def write_rows(
         ):
             before = file.rows
             if not before:
-                write_json(metadata_path(out), metadata)
+                write_atomic(metadata_path(out), metadata_text(metadata))
             for window, rows in windows_of_rows(records, task, bar):
                 file.append(window, rows)
         return WriteSummary(file.rows - before, before, file.shortened, dict(dropped))
@@ -288,8 +288,12 @@ def decode_row(line: bytes) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a finished file. Raises DataError if a line is damaged."""
-    with open(path, "rb") as file:
+    """The rows of a finished file. Raises DataError if a line is damaged, or if there is no file."""
+    try:
+        file = open(path, "rb")  # noqa: SIM115
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    with file:
         for number, line in enumerate(file, 1):
             yield _decoded(path, number, line)
 
@@ -356,15 +360,37 @@ def _check_row(out: Path, number: int, line: bytes, record: Record | None) -> No
 
 def check_metadata(out: Path, metadata: dict[str, Any]) -> None:
     """Raises DataError unless the file `out` has rows that were made from the same."""
+    compare_metadata(str(out), read_metadata(out), metadata)
+
+
+def read_metadata(out: Path) -> dict[str, Any]:
+    """What the rows of `out` were made from. Raises DataError if that is missing, damaged or edited."""
     path = metadata_path(out)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = without_checksum(json.loads(path.read_text(encoding="utf-8")))
         found["format"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
-        raise DataError(
-            f"{out} exists and its {path.name} is missing or damaged. {ADVICE}"
-        ) from None
-    compare_metadata(str(out), found, metadata)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise DataError(f"{path}, which describes {out}, is missing or damaged. {ADVICE}") from None
+    return found
+
+
+def metadata_text(metadata: Mapping[str, Any]) -> str:
+    """The content of `metadata_path`, which ends with a checksum."""
+    return json.dumps(with_checksum(metadata), indent=2, ensure_ascii=False) + "\n"
+
+
+def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object and, last, a checksum of its other entries."""
+    text = json.dumps(content, sort_keys=True)
+    return {**content, CHECKSUM: _digest(text.encode())}
+
+
+def without_checksum(content: dict[str, Any]) -> dict[str, Any]:
+    """The entries of `with_checksum`. Raises ValueError if they are others; without a checksum all are accepted."""
+    entries = {key: value for key, value in content.items() if key != CHECKSUM}
+    if content != entries and content != with_checksum(entries):
+        raise ValueError("the checksum does not match")
+    return entries
 
 
 def compare_metadata(out: str, found: dict[str, Any], metadata: dict[str, Any]) -> None:
