@@ -113,7 +113,7 @@ def make_stand_ins(place: Path, tools: Path) -> None:
     (place / "my_held_out_pairs.jsonl").write_text(
         held_out.replace('"prompt": "', '"prompt": "held out ')
     )
-    rows = [json.loads(line) for line in write_pairs(place / "my_pairs.jsonl", 80).open()]
+    rows = [json.loads(line) for line in write_pairs(place / "my_pairs.jsonl", 150).open()]
     shutil.copy(place / "my_pairs.jsonl", place / "clear.jsonl")
     for name in ("pairs", "my_pairs", "PREFERENCES", "data/preference_train"):
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[:16]), place / f"{name}.parquet")
