@@ -149,8 +149,8 @@ MORE = [
 LARGE = {
     ("llama3.3-70b", "v5p:4x4x4", LENGTH): ("", "fsdp 16 x tensor 4"),
     ("qwen3-32b", "v6e:8x8", LENGTH): ("", "fsdp 16 x tensor 4"),
-    ("llama3.3-70b", "v5p:4x4x4", LONG): ("", "fsdp 16 x sequence 4"),
-    ("qwen3-32b", "v6e:8x8", LONG): ("fsdp 16 x sequence 4",),
+    ("llama3.3-70b", "v5p:4x4x4", LONG): ("", "fsdp 32 x sequence 2", "fsdp 16 x sequence 4"),
+    ("qwen3-32b", "v6e:8x8", LONG): ("fsdp 32 x sequence 2",),
 }
 
 
