@@ -72,7 +72,7 @@ def test_a_task_is_learned_and_exported(tmp_path, spec, method):
 
 
 def test_a_judge_that_gets_no_better_is_not_exported(tmp_path, spec, caplog):
-    rows = [json.loads(x) for x in write_pairs(tmp_path / "p.jsonl", 150).read_text().splitlines()]
+    rows = [json.loads(x) for x in write_pairs(tmp_path / "p.jsonl", 80).read_text().splitlines()]
     for at, row in enumerate(rows):  # labels that mean nothing
         row["chosen"], row["rejected"] = ("oak", "elm") if at % 2 else ("elm", "oak")
     source = tmp_path / "noise.jsonl"
@@ -87,11 +87,11 @@ def test_a_judge_that_gets_no_better_is_not_exported(tmp_path, spec, caplog):
     assert not (out / "judge").exists()
     figures = json.loads((out / "adaptation.json").read_text())
     assert figures["exported"] is None
-    assert (figures["rows"], figures["left_out"]) == (151, {"identical responses": 1})
+    assert (figures["rows"], figures["left_out"]) == (81, {"identical responses": 1})
     caplog.set_level("INFO", "gram_jax")
     again = adapt("tiny-random", str(source), out, settings, spec=spec, accept=True)
     assert again["exported"] == str(out / "judge") and not again["better_where_chosen"]
-    left_out = "151 rows read, 150 labeled pairs, left out: 1 identical responses"
+    left_out = "81 rows read, 80 labeled pairs, left out: 1 identical responses"
     assert left_out in caplog.text
     assert "no better than tiny-random" in caplog.text
 
@@ -147,7 +147,7 @@ def test_patience_ends_once_so_many_epochs_brought_no_new_least_loss(losses, pat
 
 
 def test_a_training_whose_second_epoch_is_worse_ends_there(tmp_path, spec, monkeypatch):
-    source = str(write_pairs(tmp_path / "p.jsonl", 150))
+    source = str(write_pairs(tmp_path / "p.jsonl", 80))
     trained = []
     real = gram_jax.adaptation.adapt.train
     monkeypatch.setattr(
@@ -173,7 +173,7 @@ def test_who_stops_an_adaptation_is_told_to_start_it_again(tmp_path, spec, monke
         raise StoppedError("Go on with: gram-jax train run/recipe.toml", 75)
 
     monkeypatch.setattr(gram_jax.adaptation.adapt, "train", stopped)
-    source = str(write_pairs(tmp_path / "p.jsonl", 150))
+    source = str(write_pairs(tmp_path / "p.jsonl", 80))
     with pytest.raises(StoppedError, match="the same command resumes") as found:
         adapt("tiny-random", source, tmp_path / "out", AdaptConfig(**SMALL), spec=spec)
     assert found.value.status == 75 and "gram-jax train" not in str(found.value)

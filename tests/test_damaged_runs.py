@@ -9,9 +9,8 @@ import jax
 import numpy as np
 import pytest
 from damage import flip, truncate
-from tiny_runs import compiled_programs, tiny_recipe  # noqa: F401
+from tiny_runs import compiled_programs, tiny_recipe, train  # noqa: F401
 
-import gram_jax.training.loop as loop
 from gram_jax.checkpoint.manifest import MANIFEST
 from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.errors import CheckpointError, RecipeError
@@ -29,12 +28,12 @@ pytestmark = pytest.mark.slow
 def warnings(caplog) -> Callable[[Recipe], list[str]]:
     """Trains and returns what was warned of."""
 
-    def train(recipe: Recipe) -> list[str]:
+    def train_and_read(recipe: Recipe) -> list[str]:
         caplog.clear()
-        loop.train(recipe, placement=make_placement({}, devices=jax.devices()[:1]))
+        train(recipe)
         return [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
 
-    return train
+    return train_and_read
 
 
 def last_state(run: Path) -> list[bytes]:

@@ -60,7 +60,7 @@ def judge_run(tmp_path_factory):
         checkpoint__save_steps=16,
         log__tensorboard=True,
     )
-    return recipe, train(recipe)
+    return recipe, train(recipe, curves=True)
 
 
 def saved_state(result):
@@ -216,17 +216,15 @@ def test_lora_is_loaded_from_any_working_directory(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["finetune", "bradley_terry"])
-def test_lora_on_a_rank_run_goes_on_after_an_interruption(stage, tmp_path, monkeypatch):
-    train(tiny_recipe("bradley_terry", tmp_path / "base"))
-    recipe = tiny_recipe(
-        stage, tmp_path / "run", model__name_or_path=str(tmp_path / "base"), **LORA
-    )
-    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(loop, "plot_curves", lambda *_, **__: 1 / 0)
-        train(recipe)
-    result = train(recipe)
-    assert ("score" in saved_state(result)) == (stage == "bradley_terry")
+def test_lora_on_a_rank_run_goes_on_after_an_interruption(tmp_path, monkeypatch):
+    base = str(train(tiny_recipe("bradley_terry", tmp_path / "base")).folder)
+    for stage in ("finetune", "bradley_terry"):
+        recipe = tiny_recipe(stage, tmp_path / stage, model__name_or_path=base, **LORA)
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setattr(loop, "plot_curves", lambda *_, **__: 1 / 0)
+            train(recipe, curves=True)
+        result = train(recipe)
+        assert ("score" in saved_state(result)) == (stage == "bradley_terry")
 
 
 @pytest.mark.slow
@@ -309,9 +307,9 @@ def test_a_disk_that_is_full_at_the_end_leaves_a_run_that_can_be_concluded(tmp_p
 
     with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="is full"):
         patch.setattr(loop, "plot_curves", fail)
-        train(recipe)
+        train(recipe, curves=True)
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    train(recipe)
+    train(recipe, curves=True)
     assert (tmp_path / "run" / "curves.png").is_file()
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
@@ -427,7 +425,7 @@ def test_wandb_goes_on_with_an_id_of_the_run_and_not_of_its_name(tmp_path, monke
         )
         with monkeypatch.context() as patch, pytest.raises(OSError):
             patch.setattr(loop, "plot_curves", lambda *_, **__: (_ for _ in ()).throw(OSError()))
-            train(recipe)
+            train(recipe, curves=True)
         train(recipe)
     assert ids[0] == ids[1] != ids[2] == ids[3]
 

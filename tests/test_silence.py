@@ -83,9 +83,9 @@ LISTED = {
     "files:write_atomic": "the temporary file of a write that raises",
     "files:process_exists": "a process number that does not exist",
     "interop.gguf:_is_readable": "the type is refused with its name",
+    "interop.hub:push_folder": "looks for a mark in a card that is not ours",
     "interop.hub:read_front_matter": "a card without front matter gets one",
-    "interop.hub:push_folder": "a card that is no UTF-8 is not ours, and is refused",
-    "reports.card:_write_card": "a card that is no UTF-8 is not ours, and is refused",
+    "reports.card:_write_card": "looks for a mark in a card that is not ours",
     "reports.report:_check": "looks for a mark in a file that is not ours",
     # processes and machines
     "distributed.cluster:tpu_vm_variables": "not a TPU VM",

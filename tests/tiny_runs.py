@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import pytest
 
+import gram_jax.training.loop as loop
 from gram_jax.recipes.reading import make_recipe
 from gram_jax.recipes.tables import Recipe
 from gram_jax.run.lifecycle import RunResult
 from gram_jax.sharding import make_placement
-from gram_jax.training.loop import train as train_on_a_mesh
 
 WORDS = ["ash", "elm", "fir", "oak", "yew", "bay", "fig"]
 
@@ -131,7 +131,10 @@ def compiled_programs(program_folder):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
 
 
-def train(recipe: Recipe, stop_at_step: int | None = None) -> RunResult:
-    """`train` on one device."""
+def train(recipe: Recipe, stop_at_step: int | None = None, *, curves: bool = False) -> RunResult:
+    """`train` on one device. curves: whether they are drawn, which takes half a second."""
     placement = make_placement({}, devices=jax.devices()[:1])
-    return train_on_a_mesh(recipe, placement=placement, stop_at_step=stop_at_step)
+    with pytest.MonkeyPatch.context() as patch:
+        if not curves:
+            patch.setattr(loop, "plot_curves", lambda *_, **__: None)
+        return loop.train(recipe, placement=placement, stop_at_step=stop_at_step)
