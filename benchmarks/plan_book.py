@@ -139,11 +139,9 @@ PARTS_OF = [
 # Models between these, stage 1 on a slice that it nearly fills, and scoring with the fewest chips that one would use.
 MORE = [
     Cell("qwen3-8b", "v5e:4x4", "pretrain"),
-    Cell("qwen3-14b", "v6e:4x4", "finetune"),
     Cell("qwen3-32b", "v6e:2x4", "score"),
     Cell("llama3.3-70b", "v5p:2x2x1", "score"),
     Cell("qwen3-4b", "v5e:4x4", "pretrain"),
-    Cell("qwen3-4b", "v5e:4x4", "finetune"),
 ]
 # Meshes of the two largest models; `gram-jax plan --search-mesh` makes the same comparison.
 LARGE = {
@@ -464,8 +462,8 @@ are gathered by fewer devices, and increases *temporaries*, because each device 
 it is up to 6 % faster than `fsdp` alone. For the 32B model on v6e it is slower, and the sum of its memory does not fit
 (the compiler's own peak is 31.2 GiB, all that there is). With `tensor` 4, norms take 392 instead of 51 ms (70B) and 642
 instead of 74 ms (32B), because each device computes those of all rows of its group. `sequence` allows batches of fewer
-rows than chips, but does not shard the state: with `fsdp` 16 the state of the 70B model is four times as large as with
-64, and does not leave enough for rows of {LONG:,} tokens.
+rows than chips, but does not shard the state. For rows of {LONG:,} tokens of the 70B model, `sequence` 2 halves the
+rows of a step, leaves twice the memory and is as fast; with `sequence` 4 the state is too large.
 
 `--search-mesh` compiles such a list and sorts it:
 
