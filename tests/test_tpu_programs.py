@@ -53,5 +53,6 @@ def test_programs_for_tpus_gather_weights_not_logits_multiply_integers_and_use_t
     assert found["int8"] == "s32 s8 s8"
     # Three products forward, their three transposes and three gradients of matrices.
     assert found["kernels"] == 9
+    assert found["copies"] == []
     for exchanged, of_vocabulary in found["loops of stage 1"]:
         assert exchanged and not of_vocabulary

@@ -1,4 +1,4 @@
-"""Compiles a gather, a product in 8 bits, a mixture of experts and a loss for TPUs, without any TPU; prints JSON.
+"""Compiles parts of the model and of generation for TPUs, without any TPU; prints JSON.
 
 A process of its own, since the TPU's compiler wants the environment set before JAX starts:
 python tests/tpu_programs_worker.py (in the environment of test_tpu_programs.py).
@@ -14,11 +14,15 @@ from conftest import tiny_config
 from jax.experimental import topologies
 from vocabulary_loops import exchanged_in_loops
 
+from gram_jax import tree
 from gram_jax.model.config import Experts
 from gram_jax.model.execution import Execution
 from gram_jax.model.experts import EXPERT_MATRICES, mixture
+from gram_jax.model.generate import advance_batch, begin_batch
 from gram_jax.model.matmul import matmul, quantize
+from gram_jax.model.specs import param_specs
 from gram_jax.plan.collectives import collectives
+from gram_jax.plan.cycles import operations
 from gram_jax.plan.hlo import HloModule, parse_hlo
 from gram_jax.sharding import Placement, make_placement
 
@@ -85,6 +89,33 @@ def kernels_of_experts() -> int:
     return sum("tpu_custom_call" in this.attributes for this in lines)
 
 
+def copies_of_the_cache() -> list[str]:
+    """Copies of the cache of the continuations, or of a layer of it, in a step of generation."""
+    placement = placement_of("v5e:2x2", {"data": 4})
+    cfg = replace(tiny_config("qwen3", True), embed_size=256, mlp_size=256, head_size=128)
+    execution = Execution("bfloat16", "auto", "none", placement, packed=True)
+    specs = tree.flatten(param_specs(cfg))
+    weights = tree.unflatten({name: array(placement, s.shape) for name, s in specs.items()})
+    U, n, S = 4, 8, 256
+    integers = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((U, 128), (U,), ())]
+    reading = begin_batch.lower(
+        weights, cfg, *integers[:2], execution=execution, head="bfloat16", copies=n, new=S
+    )
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (U, n)))
+    one = jax.ShapeDtypeStruct((), jnp.float32)
+    step = advance_batch.lower(
+        *(weights, cfg, reading.out_info, keys, one, one, integers[2]),
+        execution=execution, head="bfloat16", stop_token_ids=(2,), greedy=False, truncated=False,
+    )  # fmt: skip
+    of_layer = f"{U // 4},{n},{cfg.kv_heads},{S},128]"
+    return [
+        f"{one.name} {one.type}"
+        for one in operations(parse_hlo(step.compile().as_text()))
+        if f"bf16[1,{of_layer}" in one.type
+        or (f"bf16[{cfg.layers},{of_layer}" in one.type and one.name.startswith("copy"))
+    ]
+
+
 def main() -> None:
     """All of them, by name."""
     found = {
@@ -93,6 +124,7 @@ def main() -> None:
         "a plane": gather("v5e:4x4", {"fsdp": 16}),
         "int8": product("int8"),
         "kernels": kernels_of_experts(),
+        "copies": copies_of_the_cache(),
         "loops of stage 1": [
             exchanged_in_loops(placement_of("v5e:2x4", {"fsdp": 8}), tied=tied)
             for tied in (True, False)

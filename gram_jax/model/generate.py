@@ -166,7 +166,7 @@ def generate_copies(
     if head == "bfloat16" and execution.placement.platform == "cpu":
         params, execution = _widened(params), replace(execution, compute_dtype="float32")
     program: dict[str, Any] = {"execution": execution, "head": head}
-    state = _begin(params, cfg, tokens, lengths, copies=keys.shape[1], new=new, **program)
+    state = begin_batch(params, cfg, tokens, lengths, copies=keys.shape[1], new=new, **program)
     program |= {
         "stop_token_ids": tuple(sorted(set(sampling.stop_token_ids))),
         "greedy": sampling.temperature == 0,
@@ -175,7 +175,9 @@ def generate_copies(
     temperature, top_p = jnp.float32(sampling.temperature), jnp.float32(sampling.top_p)
     checks = range(stop.every, new, stop.every) if stop else ()
     for end in (*checks, new):
-        state = _advance(params, cfg, state, keys, temperature, top_p, jnp.int32(end), **program)
+        state = advance_batch(
+            params, cfg, state, keys, temperature, top_p, jnp.int32(end), **program
+        )
         if stop is not None:
             state = _with_stopped(state, stop)
         if np.asarray(state.ended).all():
@@ -185,7 +187,7 @@ def generate_copies(
     return found
 
 
-def _with_stopped(state: "_State", stop: Stop) -> "_State":
+def _with_stopped(state: "BatchState", stop: Stop) -> "BatchState":
     """The state with those rows ended that the condition ends."""
     tokens, lengths, ended = jax.device_get(
         (state.samples.tokens, state.samples.lengths, state.ended)
@@ -245,7 +247,7 @@ def _widened(params: Tree) -> Tree:
     return params | {"layers": tree.map_with_path(wide, params["layers"])}
 
 
-class _State(NamedTuple):
+class BatchState(NamedTuple):
     step: jax.Array  # i32, number of chosen tokens
     cache: SharedCache
     logits: jax.Array  # f32 [B, V], of the next token
@@ -254,7 +256,7 @@ class _State(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("cfg", "execution", "head", "copies", "new"))
-def _begin(
+def begin_batch(
     params: Tree,
     cfg: ModelConfig,
     tokens: jax.Array,
@@ -264,7 +266,7 @@ def _begin(
     head: Compute,
     copies: int,
     new: int,
-) -> _State:
+) -> BatchState:
     """Read the prompts, i32 [U, P], right-aligned, for `copies` continuations of `new` tokens each."""
     hidden, cache = read_prompts(
         params, cfg, tokens, lengths, execution, copies=copies, capacity=new
@@ -272,17 +274,17 @@ def _begin(
     rows = len(tokens) * copies
     logits = jnp.repeat(_logits_of(params, cfg, hidden, head), copies, axis=0)
     ended = jnp.zeros(rows, bool)
-    return _State(jnp.int32(0), cache, logits, _empty_samples(rows, new, jnp.zeros), ended)
+    return BatchState(jnp.int32(0), cache, logits, _empty_samples(rows, new, jnp.zeros), ended)
 
 
 _STATIC = ("cfg", "execution", "head", "stop_token_ids", "greedy", "truncated")
 
 
 @partial(jax.jit, static_argnames=_STATIC, donate_argnames=("state",))
-def _advance(
+def advance_batch(
     params: Tree,
     cfg: ModelConfig,
-    state: _State,
+    state: BatchState,
     keys: jax.Array,
     temperature: jax.Array,
     top_p: jax.Array,
@@ -293,10 +295,10 @@ def _advance(
     stop_token_ids: tuple[int, ...],
     greedy: bool,
     truncated: bool,
-) -> _State:
+) -> BatchState:
     """Choose tokens up to number `until`, or until every row has ended. keys: [U, n]."""
 
-    def step(state: _State) -> _State:
+    def step(state: BatchState) -> BatchState:
         noise = jax.vmap(partial(jax.random.fold_in, data=state.step))(keys.reshape(-1))
         chosen, logprob = choose_tokens(
             state.logits, noise, temperature, top_p, greedy=greedy, truncated=truncated
@@ -316,9 +318,9 @@ def _advance(
             stopped | stopping,
         )
         logits = _logits_of(params, cfg, hidden, head)
-        return _State(state.step + 1, cache, logits, samples, state.ended | stopping)
+        return BatchState(state.step + 1, cache, logits, samples, state.ended | stopping)
 
-    def unfinished(state: _State) -> jax.Array:
+    def unfinished(state: BatchState) -> jax.Array:
         return (state.step < until) & ~state.ended.all()
 
     return jax.lax.while_loop(unfinished, step, state)

@@ -1,7 +1,8 @@
 """A cache for several continuations of each prompt, which share the prompt's keys and values.
 
-A continuation attends to its prompt and to its own tokens; the two are merged by their log-sum-exp, as in a prefix
-tree. Letters: u prompts, n continuations of each, k key-value heads, g query heads of each, s keys, h head size.
+A token attends to its prompt, to the earlier tokens of its continuation and to itself; the three are merged by their
+log-sum-exp, as in a prefix tree. Letters: u prompts, n continuations of each, k key-value heads, g query heads of each,
+s keys, h head size.
 """
 
 from typing import Any, NamedTuple
@@ -9,13 +10,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gram_jax.model.attention.masked import attend_block
-from gram_jax.model.cache import Carry, KeysValues, prefill
+from gram_jax.model.attention.masked import attend_block, soft_cap
+from gram_jax.model.cache import KeysValues, prefill
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.decoder import embed_tokens
 from gram_jax.model.execution import Execution
 from gram_jax.model.layer import cast_and_gather, layer, rms_norm
 from gram_jax.model.layer_types import layer_variants
+from gram_jax.model.matmul import dot
 from gram_jax.tree import Tree
 
 
@@ -77,45 +79,44 @@ def extend_copies(
     of_prompt = jnp.arange(P, 0, -1, dtype=jnp.int32)[None] + cache.end + 1
     in_prompt = of_prompt - cache.end - 1 <= cache.lengths[:, None]  # [U, P]
     of_own = cache.end + 1 - jnp.arange(S, dtype=jnp.int32)
+    softcap = cfg.traits.attention_softcap
 
-    # The cache is carried and written in place; as an output of the scan it would be copied.
-    def step(carry: Carry, inputs: tuple[Any, Tree, Any, KeysValues]) -> tuple[Carry, None]:
-        (x, own), (number, weights, variant, prompt) = carry, inputs
+    # The scan reads the cache and returns the token's keys and values, which are written afterwards: a cache that is
+    # carried and written in each layer is copied once per token on TPUs.
+    def step(
+        x: jax.Array, inputs: tuple[Tree, Any, KeysValues, KeysValues]
+    ) -> tuple[jax.Array, KeysValues]:
+        weights, variant, prompt, own = inputs
         rope, window = variants.of(variant)
         widest = P + S if window is None else window
 
         def mix(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, KeysValues]:
             (_, _, N, H), K = q.shape, k.shape[2]
-            at = (number, 0, 0, 0, cache.end, 0)
-            written = tuple(
-                jax.lax.dynamic_update_slice(
-                    stack, new.reshape(1, U, n, K, 1, H).astype(stack.dtype), at
-                )
-                for stack, new in zip(own, (k, v), strict=True)
-            )
-            keys, values = (
-                jax.lax.dynamic_index_in_dim(stack, number, 0, keepdims=False) for stack in written
-            )
+            k, v = (new.astype(own[0].dtype).reshape(U, n, K, 1, H) for new in (k, v))
             q = (q * H**-0.5).reshape(U, n, K, N // K, H)
             # One product for all continuations of a prompt: its keys are read once.
             together = q.transpose(0, 2, 1, 3, 4).reshape(U, K, 1, n * (N // K), H)
-            seen = in_prompt & (of_prompt <= widest)
-            softcap = cfg.traits.attention_softcap
-            prompt_keys, prompt_values = prompt
-            seen = seen[:, None, None, None]
-            out, total = attend_block(together, prompt_keys, prompt_values, seen, softcap)
+            seen = (in_prompt & (of_prompt <= widest))[:, None, None, None]
+            out, total = attend_block(together, prompt[0], prompt[1], seen, softcap)
             out = out.reshape(U, K, n, N // K, H).transpose(0, 2, 1, 3, 4)
             total = total.reshape(U, K, n, N // K).transpose(0, 2, 1, 3)
-            seen = (of_own > 0) & (of_own <= widest)
-            more, more_total = attend_block(q[:, :, :, None], keys, values, seen, softcap)
-            share = jax.nn.sigmoid(total - more_total[..., 0, :])[..., None]
-            mixed = share * out + (1 - share) * more[..., 0, :, :]
-            return mixed.reshape(U * n, 1, N, H).astype(v.dtype), written
+            seen = (of_own > 1) & (of_own <= widest)
+            earlier, earlier_total = attend_block(q[:, :, :, None], own[0], own[1], seen, softcap)
+            itself = soft_cap(dot("unkgh,unksh->unkgs", q, k), softcap)
+            totals = jnp.stack([total, earlier_total[..., 0, :], itself[..., 0]])
+            shares = jax.nn.softmax(totals, axis=0)[..., None]
+            mixed = shares[0] * out + shares[1] * earlier[..., 0, :, :] + shares[2] * v
+            return mixed.reshape(U * n, 1, N, H).astype(v.dtype), (k, v)
 
         w = cast_and_gather(weights, cfg, execution)
-        return layer(x, w, cfg, rope, execution, mix), None
+        return layer(x, w, cfg, rope, execution, mix)
 
-    inputs = jnp.arange(cfg.layers), params["layers"], variants.numbers, cache.prompt
-    (x, own), _ = jax.lax.scan(step, (x, cache.own), inputs)
+    inputs = params["layers"], variants.numbers, cache.prompt, cache.own
+    x, new = jax.lax.scan(step, x, inputs)
+    at = (0, 0, 0, 0, cache.end, 0)
+    own = (
+        jax.lax.dynamic_update_slice(cache.own[0], new[0], at),
+        jax.lax.dynamic_update_slice(cache.own[1], new[1], at),
+    )
     hidden = rms_norm(x, params["final_norm"], cfg)
     return hidden, SharedCache(cache.prompt, own, cache.lengths, cache.end + 1)
