@@ -320,7 +320,7 @@ def full(options: argparse.Namespace, folder: Path) -> bool:
         try:
             found = _full_disk(recipe, disk, size)
         finally:
-            subprocess.run(["umount", disk], check=True)
+            subprocess.run(["umount", "-l", disk], check=True)
         if found != whole:
             print(f"WRONG with {limit}: {found}")
             return False

@@ -388,7 +388,7 @@ def small_disk(tmp_path):
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a file system is not permitted")
     yield place
-    subprocess.run(["umount", str(place)], check=True)
+    subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def test_a_full_disk_is_named_and_leaves_nothing_that_looks_whole(whole, pairs, small_disk):
