@@ -360,7 +360,11 @@ def _check_row(out: Path, number: int, line: bytes, record: Record | None) -> No
 
 def check_metadata(out: Path, metadata: dict[str, Any]) -> None:
     """Raises DataError unless the file `out` has rows that were made from the same."""
-    compare_metadata(str(out), read_metadata(out), metadata)
+    try:
+        found = read_metadata(out)
+    except DataError as error:
+        raise DataError(f"{error}. {ADVICE}") from None
+    compare_metadata(str(out), found, metadata)
 
 
 def read_metadata(out: Path) -> dict[str, Any]:
@@ -370,7 +374,7 @@ def read_metadata(out: Path) -> dict[str, Any]:
         found = without_checksum(json.loads(path.read_text(encoding="utf-8")))
         found["format"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise DataError(f"{path}, which describes {out}, is missing or damaged. {ADVICE}") from None
+        raise DataError(f"{path}, which describes {out}, is missing or damaged") from None
     return found
 
 
