@@ -5,7 +5,6 @@ there is no sampling noise that a threshold of 0.52 would have to allow for. Wha
 response shares with its prompt, is measured on whole splits of 1,000 pairs and more.
 """
 
-import itertools
 import json
 import re
 import sys
@@ -14,8 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.optimize import minimize
-from scipy.sparse import csr_matrix
 from scipy.special import expit
 
 from gram_jax.data.examples import shown_first
@@ -40,7 +37,7 @@ def bed():
         yield bed
     finally:
         sys.path.remove(str(FOLDER))
-        for name in ("bed", "bed_tasks"):
+        for name in ("bed", "bed_tasks", "surface"):
             sys.modules.pop(name, None)
 
 
@@ -196,46 +193,13 @@ def test_the_side_shown_first_does_not_predict_the_label(splits):
     assert abs(first - 0.5) < 3 * 0.5 / len(rows) ** 0.5  # a hash: binomial, here within 3 sd
 
 
-def ngrams(prompt: str, response: str) -> list[str]:
-    """Words, pairs of words and three letters of a response; what it shares with the prompt."""
-    words = re.findall(r"\w+|[^\w\s]", response)
-    found = words + [" ".join(two) for two in itertools.pairwise(words)]
-    found += [response[at : at + 3] for at in range(len(response) - 2)] + [f"^{response[:1]}"]
-    return found + [f"shared {'new' if w.lower() not in prompt.lower() else 'old'}" for w in words]
-
-
-def differences(rows, index: dict[str, int], grow: bool) -> csr_matrix:
-    """Counts of n-grams, chosen minus rejected, one row for each pair."""
-    data, columns, starts = [], [], [0]
-    for prompt, chosen, rejected in rows:
-        counts = Counter(ngrams(prompt, chosen))
-        counts.subtract(ngrams(prompt, rejected))
-        for gram, count in counts.items():
-            at = index.setdefault(gram, len(index)) if grow else index.get(gram)
-            if at is not None and count:
-                columns.append(at)
-                data.append(float(count))
-        starts.append(len(columns))
-    return csr_matrix((data, columns, starts), shape=(len(rows), len(index)))
-
-
 @pytest.mark.slow
-def test_a_classifier_of_words_and_ngrams_learns_nothing(pairs):
+def test_a_classifier_of_words_and_ngrams_learns_nothing(bed, pairs):
     """Logistic regression on the training pairs, tested on every split and on the training pairs themselves."""
-    index: dict[str, int] = {}
-    x = differences(pairs["preference_train"], index, grow=True)
+    from surface import controls
 
-    def loss(w):
-        margin = x @ w
-        slope = -1 / (1 + np.exp(margin))
-        return np.logaddexp(0, -margin).sum() + 0.05 * w @ w, x.T @ slope + 0.1 * w
-
-    weights = minimize(
-        loss, np.zeros(len(index)), jac=True, method="L-BFGS-B", options={"maxiter": 60}
-    ).x
-    for name, rows in pairs.items():
-        score = np.round(differences(rows, index, grow=False) @ weights, 6)
-        value = share((s, 0.0) for s in score)
+    found = controls(pairs["preference_train"], pairs)["classifier of words and n-grams"]
+    for name, value in found.items():
         assert 1 - HIGHEST <= value <= HIGHEST, (name, value)
 
 

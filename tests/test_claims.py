@@ -491,3 +491,32 @@ def test_the_share_of_preferred_longer_responses(claims):
     assert found.value == pytest.approx(2 / 3)  # the pair of equal lengths is not counted
     shown = figures.contrast(results, pools, terms, ["x"], figures.accuracy)
     assert shown.value == pytest.approx(3 / 4)
+
+
+def test_the_p_value_of_a_figure_agrees_with_its_interval(claims):
+    """p is 0.05 if and only if the 95 % interval ends at 0."""
+    intervals = claims["intervals"]
+    cluster = np.arange(40)
+    values = np.random.default_rng(0).normal(0.1, 0.5, (5, 40))
+    one = intervals.mean_over_pairs(values, np.ones(40), cluster)
+    found = intervals.estimate([one], range(5), (-np.inf, np.inf))
+    moved = replace(one, by_seed=one.by_seed - found.low)
+    assert intervals.estimate([moved], range(5), (-np.inf, np.inf)).p == pytest.approx(0.05)
+
+
+def test_p_values_are_corrected_by_holms_method(claims):
+    holm = claims["intervals"].holm
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0]) and holm([]) == []
+
+
+def test_the_report_corrects_the_claims_for_their_number(claims):
+    make = claims["intervals"].Estimate
+    main = {"1. a": make(0.1, 0.0, 0.2, {}, 0.01), "2. b": make(0.1, 0.0, 0.2, {}, 0.04)}
+    unknown = {"3. c": make(0.0, 0.0, 0.0, {})}
+    lines = claims["document"]._corrected(main | unknown)
+    assert [line for line in lines if line.startswith("| ")][1:] == [
+        "| 1. a | 0.010 | 0.020 |",
+        "| 2. b | 0.040 | 0.040 |",
+    ]
+    assert claims["document"]._corrected(unknown) == []

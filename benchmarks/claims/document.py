@@ -1,6 +1,6 @@
 """The report of the grid: a Markdown file and its plots, from the cells that have been computed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from figures import (
     undecided,
     verdict,
 )
-from intervals import Estimate
+from intervals import Estimate, holm
 from pools import VALID, Pools
 
 from gram_jax.evals.calibration import expected_calibration_error
@@ -87,7 +87,7 @@ class _Report:
             *([*answer.splitlines(), ""] if answer else []),
             "Details are at the end, under [What was learned](#what-was-learned); how this differs from the paper is",
             "in [concepts](concepts.md#differences-from-the-paper-and-its-release). The next grid is on",
-            "[a test bed](testbed.md), and has not been run.",
+            "[a test bed](testbed.md#faults) on which a small model learns.",
             "",
             "<!-- needs: minutes -->",
             "",
@@ -166,7 +166,7 @@ class _Report:
         return lines
 
     def _claims(self) -> list[str]:
-        rows, half = [], []
+        rows, half, main = [], [], {}
         for row in comparisons(self.size, self.inside, self.outside):
             terms = [(1.0, row.better), (-1.0, row.worse)]
             # The better judge's own accuracy, with the seeds that both have.
@@ -184,6 +184,7 @@ class _Report:
                 words = "**not tested**: neither judge learned a verdict"
             if row.claim and right is not None:
                 half.append((right.high - right.low) / 2)
+                main[row.claim] = right
             rows.append((row.claim, row.compared, _seeds([right, sharp]), *shown, words))
         count = 2 * len(rows)  # of intervals
         head = ("claim of the paper", "comparison", "seeds", "accuracy", "Brier score", "result")
@@ -203,9 +204,9 @@ class _Report:
             *rules().splitlines(),
             "",
             f"By chance alone, {count * 0.05:.1f} of these {count} intervals exclude 0 if 95 % of them contain the",
-            f"true value, and {count * 0.08:.1f} if 92 % do (see above). No correction is made for",
-            "multiple comparisons.",
+            f"true value, and {count * 0.08:.1f} if 92 % do (see above).",
             "",
+            *_corrected(main),
         ]
 
     def _kinds(self) -> dict[str, list[Cell]]:
@@ -441,6 +442,24 @@ def _power(half: Sequence[float]) -> list[str]:
         f"**Power.** The intervals of accuracy of the claims extend {low:.2f} to {high:.2f} to either side. So",
         f"differences below about {POWER * low:.2f} to {POWER * high:.2f} would be found with a probability of less",
         f"than 80 % (arithmetic: {POWER} times the half width).",
+        "",
+    ]
+
+
+def _corrected(main: Mapping[str, Estimate]) -> list[str]:
+    """The claims themselves, corrected for their number."""
+    known = {claim: one.p for claim, one in main.items() if one.p == one.p}
+    if not known:
+        return []
+    adjusted = holm(list(known.values()))
+    rows = [
+        (claim, f"{p:.3f}", f"{q:.3f}")
+        for (claim, p), q in zip(known.items(), adjusted, strict=True)
+    ]
+    return [
+        f"Corrected for the number of claims ({len(rows)}, accuracy only, method of Holm):",
+        "",
+        *_table(("claim", "p", "p, corrected"), rows),
         "",
     ]
 

@@ -22,12 +22,16 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % interval; by_seed: the value of each seed, empty for a judge without training."""
+    """A figure with its 95 % interval.
+
+    by_seed: the value of each seed, empty for a judge without training. p: two-sided, of a figure that is truly 0.
+    """
 
     value: float
     low: float
     high: float
     by_seed: Mapping[int, float]
+    p: float = float("nan")
 
     def text(self, sign: bool = False) -> str:
         """The figure and its interval as text."""
@@ -82,19 +86,33 @@ def estimate(
     if len(by_seed) > 1:
         parts.append((float(np.var(by_seed, ddof=1)) / len(by_seed), len(by_seed) - 1))
     value = float(by_seed.mean())
-    half = _half_width(parts)
+    error, freedom = _standard_error(parts)
+    half = float(t.ppf((1 + LEVEL) / 2, freedom) * error) if 0 < error < np.inf else error
     low, high = max(bounds[0], value - half), min(bounds[1], value + half)
     named = dict(zip(seeds, by_seed.tolist(), strict=True)) if seeds else {}
-    return Estimate(value, low, high, named)
+    p = 2 * float(t.sf(abs(value) / error, freedom)) if 0 < error < np.inf else float("nan")
+    return Estimate(value, low, high, named, p)
 
 
-def _half_width(parts: Sequence[tuple[float, int]]) -> float:
-    """Half width of the interval. parts: variances to add, with their degrees of freedom."""
+def holm(p: Sequence[float]) -> list[float]:
+    """Adjusted p-values of Holm (1979): the family-wise error rate is at most that of the largest one accepted.
+
+    >>> [round(x, 6) for x in holm([0.01, 0.04, 0.03])]
+    [0.03, 0.06, 0.06]
+    """
+    order = np.argsort(p)
+    scaled = [(len(p) - rank) * p[at] for rank, at in enumerate(order)]
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(scaled))
+    return adjusted.tolist()
+
+
+def _standard_error(parts: Sequence[tuple[float, int]]) -> tuple[float, float]:
+    """(standard error, its degrees of freedom). parts: variances to add, with their degrees of freedom."""
     variance = sum(part for part, _ in parts)
     if variance == 0 or np.isinf(variance):
-        return variance
-    freedom = variance**2 / sum(part**2 / of for part, of in parts)
-    return float(t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(variance))
+        return float(variance), np.inf
+    return float(np.sqrt(variance)), variance**2 / sum(part**2 / of for part, of in parts)
 
 
 def _by_prompt(values: np.ndarray, cluster: np.ndarray) -> np.ndarray:

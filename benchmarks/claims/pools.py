@@ -95,7 +95,7 @@ def read_pools(size: Size, data: Path, model: str, cache: Path) -> Pools:
     Raises DataError if a file of the folder is missing.
     """
     tokenizer = load_tokenizer(model)
-    spec = make_spec(tokenizer, max_length=size.max_length, system="")
+    spec = make_spec(tokenizer, template=size.template, max_length=size.max_length, system="")
     measure = _Measure(tokenizer, spec, size.layout, cache)
     valid, train = (_clear(size, measure(data, name)) for name in (VALID, TRAIN))
     outside = {

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 ALL = 10**9  # pairs: more than any set has
+DEMO_TEMPLATE = "[Request]\n{prompt}\n\n[A]\n{first}\n\n[B]\n{second}\n\nWhich is better, A or B?"
 
 
 @dataclass(frozen=True)
@@ -13,6 +14,7 @@ class Size:
     fit, test_fit: maximum number of tokens of a pair as a comparison, for training and for testing.
     clear: minimum margin of the pairs of preference_train and preference_valid; least_fit: their minimum number of
       tokens, including the template.
+    template: of the judge (judge.template of the recipe).
     test_pairs, per_prompt: maximum number of tested pairs of a set, and of one prompt of it.
     held: number of instructions of preference_train that are added to preference_valid and excluded from training.
     least, long_tokens: a set with fewer than `least` fitting pairs is tested with the four main judges only, on its
@@ -32,6 +34,7 @@ class Size:
     clear: float
     least_fit: int
     max_length: int
+    template: str
     test_pairs: int
     per_prompt: int
     held: int
@@ -65,6 +68,7 @@ SIZES = {
         clear=0.0,
         least_fit=0,
         max_length=2048,
+        template="default",
         test_pairs=ALL,
         per_prompt=ALL,
         held=0,
@@ -97,6 +101,7 @@ SIZES = {
         clear=0.9,
         least_fit=200,
         max_length=1024,
+        template="default",
         test_pairs=64,
         per_prompt=2,
         held=40,
@@ -128,6 +133,7 @@ SIZES = {
         clear=0.0,
         least_fit=0,
         max_length=512,
+        template="default",
         test_pairs=240,
         per_prompt=1,
         held=0,
@@ -152,6 +158,38 @@ SIZES = {
         save_every=20,
         seeds=tuple(range(10)),
     ),
+    # The test bed of faults (faults.py) on CPUs, with the demo's short template and one row of 512 tokens in a step.
+    "faults": Size(
+        fit=128,
+        test_fit=128,
+        clear=0.0,
+        least_fit=0,
+        max_length=256,
+        template=DEMO_TEMPLATE,
+        test_pairs=288,
+        per_prompt=ALL,
+        held=0,
+        least=20,
+        long_tokens=0,
+        layout="judge",
+        first_stages=("pretrain", "gram", "corruptions", "consistency"),
+        unlabeled=330,
+        labels=(200, 400),
+        base=400,
+        domain="unseen_kinds",
+        domain_labels=(24, 72),
+        domain_train=0.4,
+        epochs=1,
+        orders="both",
+        rows=1,
+        length=512,
+        rank_rows=1,
+        rank_length=512,
+        rates={"pretrain": 3e-5, "finetune": 1e-4, "bradley_terry": 1e-4},
+        compute_dtype="float32",
+        save_every=40,
+        seeds=tuple(range(10)),
+    ),
     # Seconds per cell with the model "tiny-random", to test the benchmark.
     "tiny": Size(
         fit=192,
@@ -159,6 +197,7 @@ SIZES = {
         clear=0.0,
         least_fit=0,
         max_length=256,
+        template="default",
         test_pairs=8,
         per_prompt=2,
         held=2,
@@ -185,4 +224,5 @@ SIZES = {
     ),
 }
 # Sizes and rates are chosen on seeds that no claim uses.
-SIZES["bed_pilot"] = replace(SIZES["bed"], seeds=(100, 101))
+for name in ("bed", "faults"):
+    SIZES[f"{name}_pilot"] = replace(SIZES[name], seeds=(100, 101))

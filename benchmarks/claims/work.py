@@ -251,7 +251,7 @@ class Workshop:
             "run": {"output_dir": folder, "seed": run.seed, "num_train_epochs": self._epochs(run)},
             "model": {"name_or_path": start, "param_dtype": "float32"},
             "judge": {
-                "template": "default",
+                "template": size.template,
                 "labels": ["A", "B"],
                 "max_length": size.max_length,
                 "thinking": False,
