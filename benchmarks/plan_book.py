@@ -147,8 +147,11 @@ MORE = [
 LARGE = {
     ("llama3.3-70b", "v5p:4x4x4", LENGTH): ("", "fsdp 16 x tensor 4"),
     ("qwen3-32b", "v6e:8x8", LENGTH): ("", "fsdp 16 x tensor 4"),
-    ("llama3.3-70b", "v5p:4x4x4", LONG): ("", "fsdp 32 x sequence 2", "fsdp 16 x sequence 4"),
-    ("qwen3-32b", "v6e:8x8", LONG): ("fsdp 32 x sequence 2",),
+    ("llama3.3-70b", "v5p:4x4x4", LONG): (
+        *("", "fsdp 32 x sequence 2", "fsdp 16 x sequence 4"),
+        "fsdp 16 x tensor 4",
+    ),
+    ("qwen3-32b", "v6e:8x8", LONG): ("fsdp 32 x sequence 2", "fsdp 16 x tensor 4"),
 }
 
 
@@ -458,19 +461,19 @@ weights (mesh `data`) if they take at most half of its memory, else they are sha
     "meshes": f"""\
 Stage 2 on several meshes of one slice, {ROWS} x {LENGTH:,} tokens per chip (2 x for the 70B model), or as many
 rows of {LONG:,} tokens as `fsdp`; the fastest mesh that fits first. `tensor` reduces *links*, because a layer's weights
-are gathered by fewer devices, and increases *temporaries*, because each device has more rows. For the 70B model on v5p
-it is up to 6 % faster than `fsdp` alone. For the 32B model on v6e it is slower, and the sum of its memory does not fit
-(the compiler's own peak is 31.2 GiB, all that there is). With `tensor` 4, norms take 392 instead of 51 ms (70B) and 642
-instead of 74 ms (32B), because each device computes those of all rows of its group. `sequence` allows batches of fewer
-rows than chips, but does not shard the state. For rows of {LONG:,} tokens of the 70B model, `sequence` 2 halves the
-rows of a step, leaves twice the memory and is as fast; with `sequence` 4 the state is too large.
+are gathered by fewer devices. The residual stream and its norms are divided among the devices of a tensor group
+([meshes](meshes.md#sequence-parallelism)), so *temporaries* hardly grow. With `tensor` 4 the longer time is 11 %
+shorter than with `fsdp` alone for the 70B model on v5p, and 6 % shorter for the 32B model on v6e. `sequence` allows
+batches of fewer rows than chips, but does not shard the state. For rows of {LONG:,} tokens of the 70B model,
+`sequence` 2 halves the rows of a step, leaves twice the memory and is as fast; with `sequence` 4 the state is too
+large. The 32B model on v6e does not fit with `sequence` 2.
 
 `--search-mesh` compiles such a list and sorts it:
 
 <!-- needs: minutes -->
 
     gram-jax plan gram-qwen3-1.7b-finetune --model-config qwen3-32b --topology v6e:8x8 --set execution.attention=auto \\
-        --set batch.batch_size=256 --set batch.max_length=2048 --set judge.max_length=2048 --search-mesh tensor""",
+        --set batch.batch_size=256 --set batch.gradient_accumulation_steps=1 --search-mesh tensor""",
     "parts": """\
 Milliseconds of the column *compiler*. *products at*: share of the peak that the layers' products reach, recomputed ones
 counted. *all at*: the layers' model FLOPs over the peak and over all time but the head's.""",

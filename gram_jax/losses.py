@@ -154,18 +154,19 @@ def _on_shards(
     if placement.mesh.size == 1:
         return local(_Axes(), chunk_size, *arrays)
     table, sizes = dict(placement.rules), placement.mesh.shape
+    time = placement.residual_time(arrays[0].shape[1])
     vocab, rows = (
         tuple(axis for name in names for axis in table[name] if sizes[axis] > 1)
-        for names in (("vocab",), ("batch", "time"))
+        for names in (("vocab",), ("batch", time))
     )
     axes = _Axes(
         vocab,
         tuple(axis for axis in rows if axis in vocab),
         tuple(axis for axis in rows if axis not in vocab),
     )
-    tokens = placement.spec(("batch", "time"))
+    tokens = placement.spec(("batch", time))
     of_hidden, of_head = (
-        placement.spec(names) for names in (("batch", "time", None), ("vocab", None))
+        placement.spec(names) for names in (("batch", time, None), ("vocab", None))
     )
     gradients = local is _local_nll_and_gradient
     return jax.shard_map(

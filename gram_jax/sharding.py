@@ -25,6 +25,9 @@ MESH_AXES = ("data", "fsdp", "tensor", "sequence")
 RULES: Mapping[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "time": ("sequence",),
+    # Positions of the residual stream and its norms, between the products of two blocks: divided among the devices of a
+    # tensor group, too (sequence parallelism, arXiv 2205.05198).
+    "residual_time": ("sequence", "tensor"),
     "layers": (),
     "vocab": ("tensor", "fsdp"),
     "embed_table": (),
@@ -96,6 +99,15 @@ class Placement:
     def put(self, x: np.ndarray, *axes: str | None) -> jax.Array:
         """Put a host array, equal on every process of the job, on the devices of the mesh."""
         return jax.make_array_from_callback(x.shape, self.sharding(*axes), lambda at: x[at])
+
+    def residual_time(self, length: int) -> str:
+        """The logical axis of `length` positions of the residual stream: "time" if `tensor` does not divide them."""
+        return "time" if length % self.shards("residual_time") else "residual_time"
+
+    @property
+    def divides_residual(self) -> bool:
+        """Whether the residual stream has more shards than the inputs of products."""
+        return self.shards("residual_time") > self.shards("time")
 
     @property
     def platform(self) -> str:

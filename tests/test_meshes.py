@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from gram_jax.errors import RecipeError
 from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.hf_files import load_hf
 from gram_jax.model.config import ModelConfig
+from gram_jax.model.decoder import hidden_states
 from gram_jax.model.execution import Execution
 from gram_jax.model.specs import init_params, param_specs
 from gram_jax.recipes.reading import make_recipe
@@ -160,6 +161,57 @@ def test_every_mesh_of_eight_devices_gives_the_losses_and_scores_of_one(shape, a
     np.testing.assert_allclose(scores(placement), alone["scores"], atol=1e-5, rtol=0)
     scores(placement)
     assert score_pair._cache_size() == before + 1
+
+
+def loss_and_gradients(cfg: ModelConfig, placement: Placement, length: int) -> Any:
+    """Of the hidden states of rows of this length, lowered."""
+    execution = Execution("float32", "auto", "full", placement)
+    specs = param_specs(cfg)
+    params = init_params(specs, jax.random.key(0), placement, "float32")
+    pattern = np.random.default_rng(3).normal(size=(length, cfg.embed_size)).astype(np.float32)
+
+    def loss(params: tree.Tree, seqs: Sequences) -> jax.Array:
+        return ((hidden_states(params, cfg, seqs, execution) * pattern) ** 2).mean()
+
+    program = jax.jit(jax.value_and_grad(loss))
+    return program.lower(params, to_device(rows(7, (ROWS, length)), placement)), params
+
+
+@pytest.mark.parametrize("norms", ["pre", "post", "both"])
+@pytest.mark.parametrize(
+    ("sizes", "length"),
+    [
+        ({"tensor": 8}, 64),
+        ({"tensor": 8}, 60),  # which tensor does not divide
+        ({"tensor": 2, "sequence": 4}, 64),
+        ({"tensor": 2, "sequence": 4}, 60),  # nor both together
+        ({"data": 2, "fsdp": 2, "tensor": 2}, 60),
+    ],
+)
+def test_gradients_with_a_residual_stream_of_a_part_of_the_positions_are_those_of_one_device(
+    sizes, length, norms
+):
+    cfg = replace(CFG, traits=replace(CFG.traits, norms=norms))
+    one = make_placement({}, devices=jax.devices()[:1])
+    found = []
+    for placement in (one, make_placement(sizes)):
+        program, params = loss_and_gradients(cfg, placement, length)
+        found.append(program.compile()(params, to_device(rows(7, (ROWS, length)), placement)))
+    for expected, leaf in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(leaf, expected, atol=5e-6 * np.abs(expected).max(), rtol=0)
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"tensor": 8}, {"fsdp": 4, "tensor": 2}, {"tensor": 2, "sequence": 4}], ids=str
+)
+def test_a_device_keeps_the_residual_stream_of_its_own_positions_only(sizes):
+    placement = make_placement(sizes)
+    text = loss_and_gradients(CFG, placement, LENGTH)[0].compile().as_text()
+    B, D = ROWS // placement.batch_shards, CFG.embed_size
+    of_group, own = (LENGTH // placement.shards(axis) for axis in ("time", "residual_time"))
+    assert f"f32[{CFG.layers},{B},{own},{D}]" in text  # the inputs of all layers
+    assert f"f32[{CFG.layers},{B},{of_group},{D}]" not in text
+    assert f"f32[{B},{of_group},{D}]" in text  # of a product
 
 
 def parts_of(leaf: jax.Array) -> int:

@@ -15,7 +15,9 @@ from jax.experimental import topologies
 from vocabulary_loops import exchanged_in_loops
 
 from gram_jax import tree
+from gram_jax.batch import Sequences
 from gram_jax.model.config import Experts
+from gram_jax.model.decoder import hidden_states
 from gram_jax.model.execution import Execution
 from gram_jax.model.experts import EXPERT_MATRICES, mixture
 from gram_jax.model.generate import advance_batch, begin_batch
@@ -89,6 +91,30 @@ def kernels_of_experts() -> int:
     return sum("tpu_custom_call" in this.attributes for this in lines)
 
 
+def residual_of_a_tensor_group() -> dict[str, float]:
+    """Bytes received in a decoder's loss and gradients over `tensor`, in hidden states of all positions, by kind."""
+    placement = placement_of("v5e:2x4", {"fsdp": 2, "tensor": 4})
+    cfg = replace(tiny_config("qwen3", True), embed_size=512, mlp_size=512, head_size=128)
+    cfg = replace(cfg, query_heads=4, kv_heads=4, layers=2)
+    B, T = 8, 1024
+    execution = Execution("bfloat16", "auto", "full", placement)
+    params = tree.map_with_path(
+        lambda _, spec: jax.ShapeDtypeStruct(
+            spec.shape, "float32", sharding=placement.sharding(*spec.axes)
+        ),
+        param_specs(cfg),
+    )
+    row = jax.ShapeDtypeStruct((B, T), jnp.int32, sharding=placement.sharding("batch"))
+
+    def loss(params: tree.Tree, *rows: jax.Array) -> jax.Array:
+        hidden = hidden_states(params, cfg, Sequences(*rows), execution)
+        return jnp.sum(hidden.astype(jnp.float32) ** 2)
+
+    module = compiled(jax.value_and_grad(loss), params, row, row, row)
+    one = B // 2 * T * cfg.embed_size * 2
+    return {kind: traffic.links / one for kind, traffic in collectives(module).items()}
+
+
 def copies_of_the_cache() -> list[str]:
     """Copies of the cache of the continuations, or of a layer of it, in a step of generation."""
     placement = placement_of("v5e:2x2", {"data": 4})
@@ -125,6 +151,7 @@ def main() -> None:
         "int8": product("int8"),
         "kernels": kernels_of_experts(),
         "copies": copies_of_the_cache(),
+        "residual": residual_of_a_tensor_group(),
         "loops of stage 1": [
             exchanged_in_loops(placement_of("v5e:2x4", {"fsdp": 8}), tied=tied)
             for tied in (True, False)

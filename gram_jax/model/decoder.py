@@ -11,7 +11,7 @@ from gram_jax.model.attention import ATTENTION_OUTPUT, attention
 from gram_jax.model.config import ModelConfig
 from gram_jax.model.execution import Execution
 from gram_jax.model.experts import ExpertLoad, load
-from gram_jax.model.layer import cast_and_gather, rms_norm, routed_layer
+from gram_jax.model.layer import cast_and_gather, residual, rms_norm, routed_layer
 from gram_jax.model.layer_types import layer_variants
 from gram_jax.model.matmul import PRODUCT
 from gram_jax.tree import Tree
@@ -28,9 +28,7 @@ def hidden_states_and_load(
     params: Tree, cfg: ModelConfig, seqs: Sequences, execution: Execution
 ) -> tuple[jax.Array, ExpertLoad | None]:
     """`hidden_states`, and the load of a mixture's experts, None for other models."""
-    place = execution.placement.constrain
-    x = embed_tokens(params["embed"], seqs.tokens, cfg, execution)
-    x = place(x, "batch", "time", "act_embed")
+    x = residual(embed_tokens(params["embed"], seqs.tokens, cfg, execution), execution)
     softcap = cfg.traits.attention_softcap
     variants = layer_variants(cfg, seqs.positions, seqs.tokens.shape[1])
 
@@ -65,8 +63,9 @@ def embed_tokens(
     place = execution.placement.constrain
     # Two steps of one collective each; in a single step XLA first gathers the whole table.
     table = place(place(table, "lookup_vocab", "embed"), None, "embed")
-    tokens = place(tokens, "lookup_rows", "time")
-    found = place(jnp.take(table, tokens, axis=0), "lookup_rows", "time", "embed")
+    time = execution.placement.residual_time(tokens.shape[1])
+    tokens = place(tokens, "lookup_rows", time)
+    found = place(jnp.take(table, tokens, axis=0), "lookup_rows", time, "embed")
     found = found.astype(execution.compute_dtype)
     if cfg.traits.embed_scale is None:
         return found

@@ -40,15 +40,40 @@ def routed_layer(
     x: jax.Array, weights: Tree, cfg: ModelConfig, rope: Rope, execution: Execution, mix: Mix
 ) -> tuple[jax.Array, Any, Routing | None]:
     """`layer`, and the routing of its tokens if its MLP is a mixture of experts."""
-    place = execution.placement.constrain
-    h = _norm(x, weights, "attention_norm", cfg)
+    h = _gather_positions(_norm(x, weights, "attention_norm", cfg), execution)
     q, k, v = (_project_heads(h, weights, name, cfg, rope, execution) for name in "qkv")
     mixed, state = mix(q, k, v)
-    x = x + _norm(_project(mixed, weights, "o"), weights, "post_attention_norm", cfg)
-    h = _norm(x, weights, "mlp_norm", cfg)
+    h = _divide_positions(_project(mixed, weights, "o"), execution)
+    x = x + _norm(h, weights, "post_attention_norm", cfg)
+    h = _gather_positions(_norm(x, weights, "mlp_norm", cfg), execution)
     h, routing = _mlp(h, weights, cfg, execution)
+    h = _divide_positions(h, execution)
     x = x + _norm(h, weights, "post_mlp_norm", cfg)
-    return place(x, "batch", "time", "act_embed"), state, routing
+    return residual(x, execution), state, routing
+
+
+def residual(x: jax.Array, execution: Execution) -> jax.Array:
+    """The residual stream x [B, T, D] in its sharding: positions are divided by `tensor`, too, if it divides T."""
+    placement = execution.placement
+    return placement.constrain(x, "batch", placement.residual_time(x.shape[1]), "act_embed")
+
+
+def _gather_positions(h: jax.Array, execution: Execution) -> jax.Array:
+    """The normed h [B, T, D] for products: every device of a tensor group has all positions of the group."""
+    if not execution.placement.divides_residual:
+        return h
+    return execution.placement.constrain(residual(h, execution), "batch", "time", "act_embed")
+
+
+def _divide_positions(y: jax.Array, execution: Execution) -> jax.Array:
+    """A product y [B, T, D] as the residual stream: a sum over the tensor group, of which a device keeps its positions.
+
+    The transpose of `_gather_positions`. Without the first constraint a TPU's compiler would cut the product into
+    windows, which by its own estimate takes longer and sends more bytes (docs/meshes.md).
+    """
+    if not execution.placement.divides_residual:
+        return y
+    return residual(execution.placement.constrain(y, "batch", "time", "act_embed"), execution)
 
 
 def _mlp(

@@ -12,7 +12,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gram_jax.model.attention.choice import LANES
 from gram_jax.model.attention.masked import ATTENTION_OUTPUT
 
-BLOCK = 512  # maximum number of keys and of queries in a block
+# Maximum number of keys and of queries in a block. Not tuned: no TPU was available, and libtpu has no estimate of the
+# time of a Pallas kernel.
+BLOCK = 512
 
 # Tests set this to interpret the kernel without a TPU.
 INTERPRET = False
