@@ -520,3 +520,38 @@ def test_the_report_corrects_the_claims_for_their_number(claims):
         "| 2. b | 0.040 | 0.040 |",
     ]
     assert claims["document"]._corrected(unknown) == []
+
+
+def test_curation_drops_or_flips_back_what_the_judge_of_the_other_half_contradicts(
+    claims, monkeypatch, data, tmp_path
+):
+    """A judge that is always right: the flipped labels are found, all of them and no others."""
+    learned = []
+
+    def pretend(workshop, cell):
+        learned.append([pair.chosen for pair in workshop.pools.labels])
+        sets = {
+            name: {
+                "p": [0.9 if pair.chosen.startswith("yes") else 0.1 for pair in pairs],
+                "gap": [0.0] * len(pairs),
+            }
+            for name, pairs in workshop.sets(cell).items()
+        }
+        return {"sets": sets, "training": None, "test_seconds": 0.0}
+
+    monkeypatch.setattr(claims["work"].Workshop, "compute", pretend)
+    monkeypatch.setattr(claims["work"].Workshop, "clear", lambda *_: None)
+    words = ["curation.py", data, tmp_path / "out", "--size", "tiny", "--model", "tiny-random"]
+    words += ["--seeds", 1, "--shares", 0.25]
+    monkeypatch.setattr(sys, "argv", list(map(str, words)))
+    claims["curation"].main()
+    (row,) = json.loads((tmp_path / "out" / "curation.json").read_text())
+    assert row["wrong"] == row["suspected"] == row["found"] == 4
+    first, second, flipped, dropped, true = learned  # flipped back they are the true ones
+    assert sorted(first + second) == sorted(flipped) and len(first) == len(second) == 8
+    right = [text for text in flipped if text.startswith("yes")]
+    assert dropped == right and len(right) == 12
+    assert all(text.startswith("yes") for text in true) and len(true) == 16
+    claims["curation"].main()
+    assert len(learned) == 5  # the judges are kept
+    assert "| 25% | 1 | 4 | 4 | 4 |" in (tmp_path / "out" / "curation.md").read_text()
