@@ -95,7 +95,7 @@ def test_a_killed_process_ends_the_others_while_they_wait_for_its_responses(tmp_
     job = start_job(tmp_path, endless, 2, "--set", "mesh.data=2", devices=1, name="rl")
     job.wait_for("rl 1/")
     job.processes[1].kill()
-    assert job.wait(60) == [LOST, -signal.SIGKILL]
+    assert job.wait(60) == [LOST, -signal.SIGKILL], "".join(job.texts())
     assert "process 1 on " in job.texts()[0]
 
 
