@@ -33,6 +33,7 @@ from work import Workshop
 from gram_jax.cli.console import Console
 from gram_jax.compile_cache import keep_compiled_programs
 from gram_jax.data.records import Comparison
+from gram_jax.errors import StoppedError
 from gram_jax.evals.curation import CurationConfig, JudgedPair, curate
 from gram_jax.evals.pairwise import side
 
@@ -151,9 +152,14 @@ def main() -> None:
         curator = Curator(chosen.out, pools, chosen.model, Console(file=log))
         for seed in chosen.seeds:
             for share in chosen.shares:
-                if time.monotonic() < end:
+                if time.monotonic() > end:
+                    continue
+                try:
                     rows.append(curator.row(share, seed))
-                    print(json.dumps(rows[-1]), flush=True)
+                except StoppedError as stopped:
+                    print("stopped; the same command resumes", flush=True)
+                    sys.exit(stopped.status)
+                print(json.dumps(rows[-1]), flush=True)
     if rows:
         write_whole(chosen.out / "curation.json", json.dumps(rows, indent=1) + "\n")
         write_whole(chosen.out / "curation.md", markdown(rows))
