@@ -33,7 +33,7 @@ from work import Workshop
 from gram_jax.cli.console import Console
 from gram_jax.compile_cache import keep_compiled_programs
 from gram_jax.data.records import Comparison
-from gram_jax.errors import StoppedError
+from gram_jax.errors import GramError, StoppedError
 from gram_jax.evals.curation import CurationConfig, JudgedPair, curate
 from gram_jax.evals.pairwise import side
 
@@ -146,7 +146,11 @@ def main() -> None:
     end = time.monotonic() + 60 * chosen.time
     chosen.out.mkdir(parents=True, exist_ok=True)
     keep_compiled_programs()
-    pools = read_pools(SIZES[chosen.size], chosen.data, chosen.model, chosen.out / "lengths.json")
+    try:
+        cache = chosen.out / "lengths.json"
+        pools = read_pools(SIZES[chosen.size], chosen.data, chosen.model, cache)
+    except GramError as error:
+        parser.error(str(error))
     rows = []
     with (chosen.out / "log.txt").open("a") as log:
         curator = Curator(chosen.out, pools, chosen.model, Console(file=log))

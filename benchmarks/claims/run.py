@@ -60,7 +60,10 @@ def main() -> None:
     chosen.out.mkdir(parents=True, exist_ok=True)
     keep_compiled_programs()
     with (chosen.out / "log.txt").open("a") as log:
-        pools = read_pools(size, chosen.data, chosen.model, chosen.out / "lengths.json")
+        try:
+            pools = read_pools(size, chosen.data, chosen.model, chosen.out / "lengths.json")
+        except GramError as error:
+            parser.error(str(error))
         console = Console(file=log)
         workshop = Workshop(chosen.out, pools, chosen.model, console)
         # In the order of the whole grid, so that processes with other seeds have the same.
