@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -49,7 +49,8 @@ NOT_IN_PROGRAM = ("run", "data", "evaluate", "checkpoint", "log")
 class Cell:
     """One program of one model on one slice.
 
-    program: "pretrain", "finetune" or "score"; mesh: as "fsdp 16 x tensor 4", by default the book's; length: of a row.
+    program: "pretrain", "finetune" or "score"; mesh: as "fsdp 16 x tensor 4", by default the book's; length: of a row;
+    options: changes of compiler options, as `name=value other=""`, separated by spaces.
     """
 
     model: str
@@ -57,6 +58,7 @@ class Cell:
     program: str
     mesh: str = ""
     length: int = LENGTH
+    options: str = ""
 
     @property
     def place(self) -> Topology:
@@ -102,6 +104,9 @@ class Cell:
         }
         if self.place.slices > 1:
             changes["mesh.dcn.data"] = self.place.slices
+        for option in self.options.split():
+            name, _, value = option.partition("=")
+            changes[f"execution.compiler_options.{name}"] = value
         return changes
 
     def arguments(self) -> list[str]:
@@ -119,7 +124,8 @@ class Cell:
         decides = {name: part for name, part in values.items() if name not in NOT_IN_PROGRAM}
         # The number of examples of a row depends on the orders (plan/programs.py).
         orders = values["data"].get("position_augmentation")
-        text = json.dumps([decides, orders, vars(self)], sort_keys=True)
+        shape = {name: value for name, value in vars(self).items() if name != "options"}
+        text = json.dumps([decides, orders, shape], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _sets(self) -> list[str]:
@@ -145,19 +151,46 @@ MORE = [
 ]
 # Meshes of the two largest models; `gram-jax plan --search-mesh` makes the same comparison.
 LARGE = {
-    ("llama3.3-70b", "v5p:4x4x4", LENGTH): ("", "fsdp 16 x tensor 4"),
-    ("qwen3-32b", "v6e:8x8", LENGTH): ("", "fsdp 16 x tensor 4"),
-    ("llama3.3-70b", "v5p:4x4x4", LONG): (
-        *("", "fsdp 32 x sequence 2", "fsdp 16 x sequence 4"),
-        "fsdp 16 x tensor 4",
-    ),
+    ("llama3.3-70b", "v5p:4x4x4", LENGTH): ("", "fsdp 32 x tensor 2", "fsdp 16 x tensor 4"),
+    ("qwen3-32b", "v6e:8x8", LENGTH): ("", "fsdp 32 x tensor 2", "fsdp 16 x tensor 4"),
+    ("llama3.3-70b", "v5p:4x4x4", LONG): ("", "fsdp 32 x sequence 2", "fsdp 16 x tensor 4"),
     ("qwen3-32b", "v6e:8x8", LONG): ("fsdp 32 x sequence 2", "fsdp 16 x tensor 4"),
+}
+FUSION = "xla_tpu_enable_async_collective_fusion"
+# Programs that are compiled with other compiler options than those of gram_jax/compiler.py, and the changes.
+OPTIONS_OF = {
+    Cell("qwen3-1.7b", "v5e:4x4", "finetune"): ("wide", "synchronous"),
+    Cell("llama3.3-70b", "v5p:4x4x4", "finetune", "fsdp 16 x tensor 4"): ("wide", "defaults"),
+    Cell("qwen3-8b", "v6e:4x4", "finetune"): ("narrow", "defaults"),
+}
+EVERYWHERE = ("reductions", "windows", "unscheduled")
+OPTIONS = {
+    "wide": ("scoped VMEM of 64 MiB", "xla_tpu_scoped_vmem_limit_kib=65536"),
+    "narrow": ("scoped VMEM as libtpu's default", 'xla_tpu_scoped_vmem_limit_kib=""'),
+    "synchronous": ("synchronous gathers", "xla_enable_async_all_gather=false"),
+    "defaults": (
+        "gathers as libtpu's default",
+        f'xla_enable_async_all_gather="" {FUSION}="" {FUSION}_fuse_all_gather=""',
+    ),
+    "reductions": (
+        "asynchronous reductions asked for",
+        f"xla_enable_async_all_reduce=true xla_enable_async_reduce_scatter_fusion=true {FUSION}_fuse_all_reduce=true "
+        f"{FUSION}_fuse_reduce_scatter=true",
+    ),
+    "windows": (
+        "windowed einsum off",
+        "xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000",
+    ),
+    "unscheduled": (
+        "latency hiding scheduler off",
+        "xla_tpu_enable_latency_hiding_scheduler=false",
+    ),
 }
 
 
 def cells() -> list[Cell]:
     """All cells, in the order in which they are computed."""
-    return [*mesh_cells(), *PARTS_OF, *MORE]
+    return [*mesh_cells(), *PARTS_OF, *MORE, *(cell for _, cell in option_cells() if cell.options)]
 
 
 def mesh_cells() -> list[Cell]:
@@ -167,6 +200,17 @@ def mesh_cells() -> list[Cell]:
         for (model, topology, length), meshes in LARGE.items()
         for mesh in meshes
     ]
+
+
+def option_cells() -> list[tuple[str, Cell]]:
+    """(what is changed, program), each program first with the options of gram_jax/compiler.py."""
+    found = []
+    for cell, own in OPTIONS_OF.items():
+        found.append(("", cell))
+        for name in (*own, *EVERYWHERE):
+            label, options = OPTIONS[name]
+            found.append((label, replace(cell, options=options)))
+    return found
 
 
 def main() -> None:
@@ -261,7 +305,8 @@ def book(done: dict[Cell, dict[str, Any]]) -> str:
     parts = [text]
     meshes = mesh_cells()
     for program, title in TITLES.items():
-        rows = [c for c in ordered(planned) if c.program == program and c not in meshes]
+        own = [c for c in planned if c not in meshes and not c.options]
+        rows = [c for c in ordered(own) if c.program == program]
         parts += [f"## {title}", NOTES[program], table(rows, done)]
     if any(cell in done for cell in meshes):
         parts += ["## Meshes for the largest models", NOTES["meshes"]]
@@ -272,6 +317,8 @@ def book(done: dict[Cell, dict[str, Any]]) -> str:
             of = sorted(of, key=lambda cell: seconds_per_token(done[cell]))
             parts += [f"{model} on {topology}, rows of {length:,} tokens:", table(of, done)]
     parts += ["## The compiler's time by kind of work", NOTES["parts"], parts_table(done)]
+    if rows := options_rows(done):
+        parts += ["## Compiler options", NOTES["options"], markdown(OPTION_COLUMNS, rows)]
     if missing := [cell for cell in planned if cell not in done]:
         parts += ["## Not in the tables", "\n".join(missing_lines(missing))]
     return "\n\n".join(parts) + "\n"
@@ -368,6 +415,34 @@ def parts_table(done: dict[Cell, dict[str, Any]]) -> str:
     return markdown(("program", "sum, ms", *KINDS, "products at", "all at"), rows)
 
 
+OPTION_COLUMNS = (
+    *("program", "change", "compiler", "temporaries", "links", "of them asynchronous"),
+    *("step, ms", "compilation, s"),
+)
+
+
+def options_rows(done: dict[Cell, dict[str, Any]]) -> list[list[str]]:
+    """The effect of compiler options; programs that do not compile have the reason."""
+    rows = []
+    for label, cell in option_cells():
+        if cell not in done:
+            continue
+        result = done[cell]
+        start = ["" if label else f"{cell.model}, {cell.topology}", label or "none"]
+        if (times := result.get("estimate")) is None:
+            rows.append([*start, verdict(result), *[""] * (len(OPTION_COLUMNS) - 3)])
+            continue
+        hidden = 1 - times["waiting"] / times["links"] if times["links"] else 0.0
+        rows.append(
+            [
+                *(*start, _ms(times["compiled"]), _gib(result["memory"]["temporaries"])),
+                *(_ms(times["links"]), f"{hidden:.0%}", "-".join(map(_ms, times["forecast"]))),
+                f"{result['compile_seconds']:.0f}",
+            ]
+        )
+    return rows
+
+
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table."""
     lines = [columns, ["---"] * len(columns), *rows]
@@ -409,7 +484,8 @@ A slice v6e:4x4 is 16 chips of v6e. A chip has 15.8 (v5e), 31.2 (v6e) or 95.7 Gi
 | mesh | axes of [the mesh](meshes.md) with their sizes |
 | state + temporaries | GiB of a chip for weights, optimizer state and batch, and for everything else at the same time |
 | free | GiB of a chip that remain; less than the rest of the sum if the compiler's own peak is larger |
-| step | from *compiler* + *attention*, if all collectives run beside other work, to *links* more, if none does |
+| step | *compiler* + *attention* + *links*; the lower value without the *links* that are asynchronous, as if all of \
+them ran beside other work |
 | tokens/s/chip | tokens of a step / the longer time / chips; padding counts as tokens |
 | compiler | ms, sum of the compiler's estimates of all operations but collectives and attention's kernels |
 | attention | ms of attention's kernels, taken at 50 % of the chip's peak |
@@ -474,6 +550,8 @@ large. The 32B model on v6e does not fit with `sequence` 2.
 
     gram-jax plan gram-qwen3-1.7b-finetune --model-config qwen3-32b --topology v6e:8x8 --set execution.attention=auto \\
         --set batch.batch_size=256 --set batch.gradient_accumulation_steps=1 --search-mesh tensor""",
+    "options": """\
+Stage 2 of three programs, each first with the options of `gram_jax/compiler.py`, then with one change.""",
     "parts": """\
 Milliseconds of the column *compiler*. *products at*: share of the peak that the layers' products reach, recomputed ones
 counted. *all at*: the layers' model FLOPs over the peak and over all time but the head's.""",

@@ -10,12 +10,19 @@ from gram_jax.sharding import Placement
 
 Options = Mapping[str, str | int | float | bool]
 
-# Tables by JAX's name of the chip. docs/meshes.md has the measurements; all are compiler's estimates, nothing was run.
-# With the default of 16 MiB (v5e) or 32 MiB (v6e) products read their operands more often. Training on v5e gains 3 % at
-# most and takes over four times as long to compile.
+# Tables by JAX's name of the chip; v5p has two. docs/plans.md has the measurements; all are compiler's estimates, nothing
+# was run. With the default of 16 MiB (v5e) or 32 MiB (v6e) products read their operands more often. Training on v5e gains
+# 3 % at most and takes over four times as long to compile.
 _WIDE: Options = {"xla_tpu_scoped_vmem_limit_kib": 65536}
-TRAINING: Mapping[str, Options] = {"TPU v6 lite": _WIDE}
-SCORING: Mapping[str, Options] = {"TPU v5 lite": _WIDE, "TPU v6 lite": _WIDE}
+# By default libtpu gathers weights asynchronously, beside products, on v5e only.
+_ASYNC: Options = {
+    "xla_enable_async_all_gather": True,
+    "xla_tpu_enable_async_collective_fusion": True,
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
+}
+_V5P: Mapping[str, Options] = {"TPU v5": _ASYNC, "TPU v5p": _ASYNC}
+TRAINING: Mapping[str, Options] = {**_V5P, "TPU v6 lite": {**_WIDE, **_ASYNC}}
+SCORING: Mapping[str, Options] = {**TRAINING, "TPU v5 lite": _WIDE}
 
 
 def compiler_options(

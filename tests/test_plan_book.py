@@ -38,6 +38,7 @@ def test_a_line_has_the_parts_of_a_plan_and_what_is_missing_is_listed(plan_book)
             "compiled": 0.4,
             "kernels": 0.05,
             "links": 0.05,
+            "waiting": 0.02,
             "forecast": [0.45, 0.5],
             "products_efficiency": 0.9,
             "efficiency": 0.6,

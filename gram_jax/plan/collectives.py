@@ -7,7 +7,7 @@ branch with the most traffic counts. A start and its done are one collective, al
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -40,13 +40,15 @@ _AXIS = re.compile(r"'([^']+)'(?:=(\d+))?(:\(\d+\)\d+)?")
 @dataclass(frozen=True)
 class Traffic:
     """count: calls; payload: bytes of the array that the devices of a group put together, summed over the calls;
-    links, network: bytes that reach each device at least, inside its slice and from other slices.
+    links, network: bytes that reach each device at least, inside its slice and from other slices; asynchronous: part of
+    both that the program starts and awaits apart, so that other work can run in between.
     """
 
     count: int = 0
     payload: float = 0.0
     links: float = 0.0
     network: float = 0.0
+    asynchronous: float = 0.0
 
     def __add__(self, other: "Traffic") -> "Traffic":
         return Traffic(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -71,8 +73,13 @@ def collectives(module: HloModule, slices: Sequence[int] = ()) -> dict[str, Traf
             kind = this.opcode.removesuffix("-start")
             if kind in KINDS:
                 shown = "reduce-scatter" if name.startswith(SCATTERED) else kind
-                traffic = _traffic(shown, this, computations[name], slices)
-                found[_key(label, kind, this)] = shown, traffic
+                traffic, key = (
+                    _traffic(shown, this, computations[name], slices),
+                    _key(label, kind, this),
+                )
+                if this.opcode.endswith("-start") or key[0] == PIECE:
+                    traffic = replace(traffic, asynchronous=traffic.links + traffic.network)
+                found[key] = shown, traffic
             elif this.opcode == "while":
                 trips = module.trips(this)
                 for key, (kind, traffic) in of(dict(this.called)["body"]).items():

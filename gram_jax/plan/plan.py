@@ -57,7 +57,7 @@ class Estimate:
 
     operations: the most expensive first. by_kind: their summed times by KINDS (plan/cycles.py). kernels: attention's
     kernels at KERNEL_EFFICIENCY, because the compiler has no estimate of them. links: bytes of collectives at full link
-    speed. products_efficiency: the layers' products, including recomputed ones, as a share of the peak. efficiency:
+    speed. waiting: the part of `links` of synchronous collectives, beside which nothing runs. products_efficiency: the layers' products, including recomputed ones, as a share of the peak. efficiency:
     model FLOPs of the layers as a share of the peak, over all time except the head's.
     """
 
@@ -65,6 +65,7 @@ class Estimate:
     by_kind: Mapping[str, float]
     kernels: float
     links: float
+    waiting: float
     products_efficiency: float
     efficiency: float
 
@@ -75,9 +76,9 @@ class Estimate:
 
     @property
     def forecast(self) -> tuple[float, float]:
-        """(if all collectives overlap with other work, if none does)."""
-        least = self.compiled + self.kernels
-        return least, least + self.links
+        """(if all asynchronous collectives overlap with other work, if none does)."""
+        work = self.compiled + self.kernels
+        return work + self.waiting, work + self.links
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def make_plan(program: Program, target: PlanTarget) -> ProgramPlan:
     traffic = collectives(parsed, target.slices) if hlo else {}
     seconds = _bounds(program, target, fit, traffic) if hlo else {}
     kernels = pallas_calls(parsed) > 0
-    estimate = _estimate(program, target, operations(parsed), seconds, kernels=kernels)
+    estimate = _estimate(program, target, operations(parsed), seconds, traffic, kernels=kernels)
     donated = donated_leaves(hlo)
     return ProgramPlan(
         program, target, fit, donated, traffic, seconds, estimate, took, hlo, compiled
@@ -225,6 +226,7 @@ def _estimate(
     target: PlanTarget,
     found: Sequence[Operation],
     bounds: Mapping[str, float],
+    traffic: Mapping[str, Traffic],
     *,
     kernels: bool,
 ) -> Estimate | None:
@@ -240,11 +242,15 @@ def _estimate(
     repeats = program.settings.get("remat") in ("attention", "full")
     executed = layers * (4 / 3 if repeats else 1)
     attention = program.flops.attention * program.kernel_passes / rate
+    links = bounds.get("interconnect", 0.0) + bounds.get("network", 0.0)
+    moved = sum(t.links + t.network for t in traffic.values())
+    alongside = sum(t.asynchronous for t in traffic.values())
     return Estimate(
         tuple(found),
         by_kind,
         kernels=attention / KERNEL_EFFICIENCY if kernels else 0.0,
-        links=bounds.get("interconnect", 0.0) + bounds.get("network", 0.0),
+        links=links,
+        waiting=links * (1 - alongside / moved) if moved else 0.0,
         products_efficiency=executed / by_kind[PRODUCTS] if PRODUCTS in by_kind else 0.0,
         efficiency=layers / (total - by_kind.get(HEAD, 0.0)),
     )

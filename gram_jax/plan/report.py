@@ -55,9 +55,12 @@ def plan_tables(plan: ProgramPlan, *, operations: int = 0) -> Iterator[PlanTable
     if not plan.fit.fits:
         return
     if plan.traffic:
-        columns = ("collectives of a step", "calls", "payload", "by links", "by network")
+        columns = (
+            *("collectives of a step", "calls", "payload", "by links", "by network"),
+            "asynchronous",
+        )
         rows = [
-            (kind, t.count, *map(format_bytes, (t.payload, t.links, t.network)))
+            (kind, t.count, *map(format_bytes, (t.payload, t.links, t.network, t.asynchronous)))
             for kind, t in sorted(plan.traffic.items())
         ]
         yield "", columns, rows
@@ -98,7 +101,8 @@ def estimate_rows(plan: ProgramPlan) -> list[tuple[Any, ...]]:
         ("efficiency of all but the head (model FLOPs)", "", f"{found.efficiency:.0%}"),
         (f"attention's kernels, at {KERNEL_EFFICIENCY:.0%} of the peak", _ms(found.kernels), ""),
         ("collectives, at full link speed", _ms(found.links), ""),
-        ("forecast, if all collectives are hidden", _ms(least), ""),
+        ("synchronous collectives, part of these", _ms(found.waiting), ""),
+        ("forecast, if all asynchronous ones are hidden", _ms(least), ""),
         ("forecast, if none is", _ms(most), ""),
     ]
 
@@ -131,7 +135,7 @@ def _figures(plan: Mapping[str, Any]) -> Iterator[tuple[str, Callable[[float], s
     for kind in KINDS:
         yield kind, _ms, times["by_kind"].get(kind, 0)
     yield "sum of these", _ms, sum(times["by_kind"].values())
-    yield "forecast, collectives hidden", _ms, times["forecast"][0]
+    yield "forecast, asynchronous collectives hidden", _ms, times["forecast"][0]
     yield "forecast, none hidden", _ms, times["forecast"][1]
 
 
@@ -228,6 +232,7 @@ def estimate_values(plan: ProgramPlan) -> dict[str, Any] | None:
         "compiled": found.compiled,
         "kernels": found.kernels,
         "links": found.links,
+        "waiting": found.waiting,
         "forecast": list(found.forecast),
         "products_efficiency": found.products_efficiency,
         "efficiency": found.efficiency,
