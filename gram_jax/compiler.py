@@ -10,9 +10,9 @@ from gram_jax.sharding import Placement
 
 Options = Mapping[str, str | int | float | bool]
 
-# Tables by JAX's name of the chip; v5p has two. docs/plans.md has the measurements; all are compiler's estimates, nothing
-# was run. With the default of 16 MiB (v5e) or 32 MiB (v6e) products read their operands more often. Training on v5e gains
-# 3 % at most and takes over four times as long to compile.
+# Tables by JAX's name of the chip; v5p has two. docs/plans.md has the measurements: compiler's estimates, nothing was run.
+# With the default of 16 MiB (v5e) or 32 MiB (v6e) products read their operands more often. Training on v5e gains 3 % at
+# most and takes over four times as long to compile.
 _WIDE: Options = {"xla_tpu_scoped_vmem_limit_kib": 65536}
 # By default libtpu gathers weights asynchronously, beside products, on v5e only.
 _ASYNC: Options = {

@@ -57,8 +57,9 @@ class Estimate:
 
     operations: the most expensive first. by_kind: their summed times by KINDS (plan/cycles.py). kernels: attention's
     kernels at KERNEL_EFFICIENCY, because the compiler has no estimate of them. links: bytes of collectives at full link
-    speed. waiting: the part of `links` of synchronous collectives, beside which nothing runs. products_efficiency: the layers' products, including recomputed ones, as a share of the peak. efficiency:
-    model FLOPs of the layers as a share of the peak, over all time except the head's.
+    speed. waiting: the part of `links` of synchronous collectives, beside which nothing runs. products_efficiency: the
+    layers' products, including recomputed ones, as a share of the peak. efficiency: model FLOPs of the layers as a
+    share of the peak, over all time except the head's.
     """
 
     operations: tuple[Operation, ...]
