@@ -154,23 +154,30 @@ LARGE = {
     ("llama3.3-70b", "v5p:4x4x4", LENGTH): ("", "fsdp 32 x tensor 2", "fsdp 16 x tensor 4"),
     ("qwen3-32b", "v6e:8x8", LENGTH): ("", "fsdp 32 x tensor 2", "fsdp 16 x tensor 4"),
     ("llama3.3-70b", "v5p:4x4x4", LONG): ("", "fsdp 32 x sequence 2", "fsdp 16 x tensor 4"),
-    ("qwen3-32b", "v6e:8x8", LONG): ("fsdp 32 x sequence 2", "fsdp 16 x tensor 4"),
+    ("qwen3-32b", "v6e:8x8", LONG): ("fsdp 16 x tensor 4",),
 }
+OFFLOAD = "xla_tpu_enable_sparse_core_collective_offload"
 FUSION = "xla_tpu_enable_async_collective_fusion"
 # Programs that are compiled with other compiler options than those of gram_jax/compiler.py, and the changes.
 OPTIONS_OF = {
-    Cell("qwen3-1.7b", "v5e:4x4", "finetune"): ("wide", "synchronous"),
-    Cell("llama3.3-70b", "v5p:4x4x4", "finetune", "fsdp 16 x tensor 4"): ("wide", "defaults"),
-    Cell("qwen3-8b", "v6e:4x4", "finetune"): ("narrow", "defaults"),
+    Cell("qwen3-1.7b", "v5e:4x4", "finetune"): (
+        *("synchronous", "reductions", "windows", "unscheduled"),
+    ),
+    Cell("llama3.3-70b", "v5p:4x4x4", "finetune", "fsdp 16 x tensor 4"): (
+        *("gathers", "sparse", "reductions", "windows"),
+    ),
+    Cell("qwen3-8b", "v6e:4x4", "finetune"): ("gathers", "sparse", "narrow"),
 }
-EVERYWHERE = ("reductions", "windows", "unscheduled")
 OPTIONS = {
-    "wide": ("scoped VMEM of 64 MiB", "xla_tpu_scoped_vmem_limit_kib=65536"),
     "narrow": ("scoped VMEM as libtpu's default", 'xla_tpu_scoped_vmem_limit_kib=""'),
     "synchronous": ("synchronous gathers", "xla_enable_async_all_gather=false"),
-    "defaults": (
+    "gathers": (
         "gathers as libtpu's default",
         f'xla_enable_async_all_gather="" {FUSION}="" {FUSION}_fuse_all_gather=""',
+    ),
+    "sparse": (
+        "collectives on SparseCores",
+        f"{OFFLOAD}_all_gather=true {OFFLOAD}_reduce_scatter=true {OFFLOAD}_all_reduce=true",
     ),
     "reductions": (
         "asynchronous reductions asked for",
@@ -207,7 +214,7 @@ def option_cells() -> list[tuple[str, Cell]]:
     found = []
     for cell, own in OPTIONS_OF.items():
         found.append(("", cell))
-        for name in (*own, *EVERYWHERE):
+        for name in own:
             label, options = OPTIONS[name]
             found.append((label, replace(cell, options=options)))
     return found

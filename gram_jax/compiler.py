@@ -10,7 +10,7 @@ from gram_jax.sharding import Placement
 
 Options = Mapping[str, str | int | float | bool]
 
-# Tables by JAX's name of the chip; v5p has two. docs/plans.md has the measurements: compiler's estimates, nothing was run.
+# Tables by JAX's name of the chip; v5p has two. docs/plans.md has the compiler's estimates. Nothing was run.
 # With the default of 16 MiB (v5e) or 32 MiB (v6e) products read their operands more often. Training on v5e gains 3 % at
 # most and takes over four times as long to compile.
 _WIDE: Options = {"xla_tpu_scoped_vmem_limit_kib": 65536}

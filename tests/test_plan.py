@@ -287,6 +287,28 @@ def test_the_pieces_of_a_fused_collective_are_one_and_a_scattered_reduction_is_n
     assert (gather.asynchronous, scatter.asynchronous) == (gather.links, 0)
 
 
+def test_a_collective_that_a_sparse_core_carries_out_counts_as_asynchronous():
+    """As libtpu writes it with xla_tpu_enable_sparse_core_collective_offload_reduce_scatter."""
+    text = """\
+HloModule jit_step
+
+%offload (p: f32[64]) -> f32[8] {
+  %p = f32[64]{0} parameter(0)
+  ROOT %scatter = f32[8]{0} reduce-scatter(%p), channel_id=6, replica_groups=[1,8]<=[8], dimensions={0}, to_apply=%add
+}, execution_thread="sparsecore"
+
+ENTRY %main (g: f32[64]) -> f32[8] {
+  %g = f32[64]{0} parameter(0)
+  %start = ((f32[64]{0}, token[]), f32[8]{0}) call-start(%g), async_execution_thread="sparsecore", to_apply=%offload
+  ROOT %done = f32[8]{0} call-done(%start)
+}
+"""
+    found = collectives(parse_hlo(text), [0] * 8)
+    assert found.keys() == {"reduce-scatter"}
+    scatter = found["reduce-scatter"]
+    assert (scatter.count, scatter.links, scatter.asynchronous) == (1, 224, 224)
+
+
 def test_between_slices_the_devices_of_a_slice_share_the_work():
     """Groups of four over two slices of two: a device gets its own part of the other slice by network."""
     found = collectives(parse_hlo(LOOP), [0, 0, 1, 1] * 2)

@@ -15,8 +15,10 @@ from gram_jax.distributed.heartbeat import Heartbeat, exit_process
 from gram_jax.errors import ClusterError, GramError, StoppedError
 from gram_jax.version import installed_version
 
-# A collective fails as soon as its peer dies; within this time the heartbeat reports which process was lost.
+# An error may be the consequence of a lost peer, whose collectives fail at once: within this time the heartbeat reports
+# which process was lost, and ends this one. Errors of the input are reported sooner.
 BLAME_SECONDS = 5.0
+INPUT_BLAME_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ def distributed_session(
         heartbeat.deregister()
         sys.exit(stopped.status)
     except GramError as error:
+        time.sleep(INPUT_BLAME_SECONDS)
         context.abort(str(error), error.status)
     except BaseException as error:
         heartbeat.activity = f"failing with {type(error).__name__}"

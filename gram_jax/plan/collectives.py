@@ -28,6 +28,7 @@ KINDS = (
 # A TPU's compiler writes a reduce-scatter as a fusion: an all-reduce of which each device cuts out its part.
 SCATTERED = "all-reduce-scatter"
 PIECE = "piece"
+CALLS = ("call", "call-start")
 
 _ARRAY = re.compile(r"\b(pred|token|opaque|[a-z]+([0-9]+)[a-z0-9]*)\[([0-9,]*)\]")
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "token": 0, "opaque": 0, "c64": 8, "c128": 16}
@@ -56,6 +57,10 @@ class Traffic:
     def times(self, trips: int) -> "Traffic":
         """The traffic of `trips` runs."""
         return Traffic(*(value * trips for value in astuple(self)))
+
+    def alongside(self) -> "Traffic":
+        """The same, asynchronous."""
+        return replace(self, asynchronous=self.links + self.network)
 
 
 def collectives(module: HloModule, slices: Sequence[int] = ()) -> dict[str, Traffic]:
@@ -91,10 +96,12 @@ def collectives(module: HloModule, slices: Sequence[int] = ()) -> dict[str, Traf
                 most = max(branches, key=lambda b: sum(t.links + t.network for _, t in b.values()))
                 found |= {(label, key): part for key, part in most.items()}
             elif not this.opcode.endswith(("-update", "-done")):
+                apart = this.opcode.endswith("-start")  # such as a call on a SparseCore
                 for role, called in this.called:
-                    if role in ("calls", "called_computations") or this.opcode == "call":
-                        for key, part in of(called).items():
-                            found[key if key[0] == PIECE else (label, key)] = part
+                    if role in ("calls", "called_computations") or this.opcode in CALLS:
+                        for key, (kind, traffic) in of(called).items():
+                            own = key if key[0] == PIECE else (label, key)
+                            found[own] = kind, traffic.alongside() if apart else traffic
         return found
 
     total: dict[str, Traffic] = {}
