@@ -115,7 +115,7 @@ def plot_before_after(
         axes.barh(places, [shares[kind][at] for kind in kinds], 0.38, color=color, label=label)
     axes.axvline(0.5, color="gray", linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(kinds)), [kind.replace("_", " ") for kind in kinds])
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)  # above the bars
     return _save(figure, path, title)
 
 
