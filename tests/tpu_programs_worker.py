@@ -16,6 +16,7 @@ from vocabulary_loops import exchanged_in_loops
 
 from gram_jax import tree
 from gram_jax.batch import Sequences
+from gram_jax.compiler import compiler_options
 from gram_jax.model.config import Experts
 from gram_jax.model.decoder import hidden_states
 from gram_jax.model.execution import Execution
@@ -91,9 +92,9 @@ def kernels_of_experts() -> int:
     return sum("tpu_custom_call" in this.attributes for this in lines)
 
 
-def residual_of_a_tensor_group() -> dict[str, float]:
-    """Bytes received in a decoder's loss and gradients over `tensor`, in hidden states of all positions, by kind."""
-    placement = placement_of("v5e:2x4", {"fsdp": 2, "tensor": 4})
+def decoder(topology: str, sizes: dict[str, int]) -> tuple[HloModule, int]:
+    """Loss and gradients of a decoder of two layers, and the bytes of its hidden states in a `fsdp` group."""
+    placement = placement_of(topology, sizes)
     cfg = replace(tiny_config("qwen3", True), embed_size=512, mlp_size=512, head_size=128)
     cfg = replace(cfg, query_heads=4, kv_heads=4, layers=2)
     B, T = 8, 1024
@@ -110,9 +111,21 @@ def residual_of_a_tensor_group() -> dict[str, float]:
         hidden = hidden_states(params, cfg, Sequences(*rows), execution)
         return jnp.sum(hidden.astype(jnp.float32) ** 2)
 
-    module = compiled(jax.value_and_grad(loss), params, row, row, row)
-    one = B // 2 * T * cfg.embed_size * 2
+    step = jax.jit(jax.value_and_grad(loss), compiler_options=compiler_options(placement))
+    module = parse_hlo(step.lower(params, row, row, row).compile().as_text())
+    return module, B // sizes["fsdp"] * T * cfg.embed_size * 2
+
+
+def residual_of_a_tensor_group() -> dict[str, float]:
+    """Bytes received in a decoder's loss and gradients over `tensor`, in hidden states of all positions, by kind."""
+    module, one = decoder("v5e:2x4", {"fsdp": 2, "tensor": 4})
     return {kind: traffic.links / one for kind, traffic in collectives(module).items()}
+
+
+def asynchronous_gathers(topology: str) -> float:
+    """Share of the gathered bytes of a decoder that are asynchronous."""
+    found = collectives(decoder(topology, {"fsdp": 4})[0])["all-gather"]
+    return found.asynchronous / found.links
 
 
 def copies_of_the_cache() -> list[str]:
@@ -151,6 +164,7 @@ def main() -> None:
         "int8": product("int8"),
         "kernels": kernels_of_experts(),
         "copies": copies_of_the_cache(),
+        "asynchronous": asynchronous_gathers("v5p:2x2x1"),
         "residual": residual_of_a_tensor_group(),
         "loops of stage 1": [
             exchanged_in_loops(placement_of("v5e:2x4", {"fsdp": 8}), tied=tied)
