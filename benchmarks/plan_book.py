@@ -385,7 +385,7 @@ def table_row(cell: Cell, result: dict[str, Any]) -> list[str]:
         *start,
         f"{_gib(memory['arguments'])} + {_gib(memory['temporaries'])}",
         _gib(memory["head_room"]) if memory["fits"] else "**does not fit**",
-        "-".join(dict.fromkeys(map(_ms, times["forecast"]))),
+        _range(times["forecast"]),
         format_count(result["tokens"] / times["forecast"][1] / cell.chips),
         *(_ms(part) for part in parts),
         _gib(moved),
@@ -443,7 +443,7 @@ def options_rows(done: dict[Cell, dict[str, Any]]) -> list[list[str]]:
         rows.append(
             [
                 *(*start, _ms(times["compiled"]), _gib(result["memory"]["temporaries"])),
-                *(_ms(times["links"]), f"{hidden:.0%}", "-".join(map(_ms, times["forecast"]))),
+                *(_ms(times["links"]), f"{hidden:.0%}", _range(times["forecast"])),
                 f"{result['compile_seconds']:.0f}",
             ]
         )
@@ -454,6 +454,10 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _range(seconds: Sequence[float]) -> str:
+    return "-".join(dict.fromkeys(map(_ms, seconds)))
 
 
 def _ms(seconds: float) -> str:
@@ -542,23 +546,26 @@ recomputation, splash attention, logits in pieces of 512 positions per chip.""",
 Pairs in both orders, padded to {LENGTH:,} tokens, bf16 weights, 32,768 tokens per chip and call. Every chip has all
 weights (mesh `data`) if they take at most half of its memory, else they are sharded and gathered layer by layer.""",
     "meshes": f"""\
-Stage 2 on several meshes of one slice, {ROWS} x {LENGTH:,} tokens per chip (2 x for the 70B model), or as many
-rows of {LONG:,} tokens as `fsdp`; the fastest mesh that fits first. `tensor` reduces *links*, because a layer's weights
-are gathered by fewer devices. The residual stream and its norms are divided among the devices of a tensor group
-([meshes](meshes.md#sequence-parallelism)), so *temporaries* hardly grow. With `tensor` 4 the longer time is 11 %
-shorter than with `fsdp` alone for the 70B model on v5p, and 6 % shorter for the 32B model on v6e. `sequence` allows
-batches of fewer rows than chips, but does not shard the state. For rows of {LONG:,} tokens of the 70B model,
-`sequence` 2 halves the rows of a step, leaves twice the memory and is as fast; with `sequence` 4 the state is too
-large. The 32B model on v6e does not fit with `sequence` 2.
+Stage 2 on several meshes of one slice, {ROWS} x {LENGTH:,} tokens per chip (2 x for the 70B model), or as many rows of
+{LONG:,} tokens as `fsdp`; the fastest mesh that fits first. `tensor` reduces *links*, because a layer's weights are
+gathered by fewer devices. The residual stream and its norms are divided among the devices of a tensor group
+([meshes](meshes.md#sequence-parallelism)), so *temporaries* hardly change. By the longer time, `tensor` 2 is 11 %
+faster than `fsdp` alone for the 70B model on v5p, and 8 % for the 32B model on v6e; `tensor` 4 is not faster.
 
-`--search-mesh` compiles such a list and sorts it:
+Rows of {LONG:,} tokens: `tensor` 4 takes half of the memory of `sequence` 2, because it shards the state too, and fits
+16 instead of 32 or 64 rows in a step, at the same speed. `sequence` allows batches of fewer rows than chips as well,
+but leaves the state whole in its group: `sequence` 4 does not fit for the 70B model on v5p (101.7 of 95.7 GiB), nor
+`sequence` 2 for the 32B model on v6e (at least 43.5 of 31.2 GiB).
+
+`--search-mesh` compiles such a list and sorts it. For the 32B model it took 17 minutes on two shared CPU cores:
 
 <!-- needs: minutes -->
 
     gram-jax plan gram-qwen3-1.7b-finetune --model-config qwen3-32b --topology v6e:8x8 --set execution.attention=auto \\
         --set batch.batch_size=256 --set batch.gradient_accumulation_steps=1 --search-mesh tensor""",
     "options": """\
-Stage 2 of three programs, each first with the options of `gram_jax/compiler.py`, then with one change.""",
+Stage 2 of three programs, each first with the options of `gram_jax/compiler.py`, then with one change of them;
+`execution.compiler_options` makes such changes in a recipe.""",
     "parts": """\
 Milliseconds of the column *compiler*. *products at*: share of the peak that the layers' products reach, recomputed ones
 counted. *all at*: the layers' model FLOPs over the peak and over all time but the head's.""",
