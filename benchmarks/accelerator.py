@@ -179,7 +179,9 @@ def training(stage: int, name: str, length: int) -> dict[str, Any]:
         "compile seconds": plan.compile_seconds,
     }
     if plan.estimate is not None:
-        found["forecast ms, collectives hidden or not"] = [1e3 * s for s in plan.estimate.forecast]
+        found["forecast ms, asynchronous collectives overlap or not"] = [
+            1e3 * s for s in plan.estimate.forecast
+        ]
     return found
 
 

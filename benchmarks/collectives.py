@@ -124,9 +124,7 @@ def per_layer_and_rest(
     for kind in KINDS:
         a, b = two.get(kind, Traffic()), four.get(kind, Traffic())
         if a.count or b.count:
-            layer = Traffic(
-                (b.count - a.count) / 2, (b.payload - a.payload) / 2, (b.links - a.links) / 2
-            )
+            layer = (b + a.times(-1)).times(0.5)
             found[kind] = layer, a + layer.times(-2)
     return found, few
 

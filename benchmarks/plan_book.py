@@ -17,17 +17,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
 from common import training_settings
 
+from gram_jax.compiler import SCORING, TRAINING
 from gram_jax.formatting import format_bytes, format_count
 from gram_jax.model.specs import param_count, param_specs
 from gram_jax.plan.cycles import HEAD, LAYOUT, NORMS, OPTIMIZER, OTHER, PRODUCTS, ROPE, SCAN
 from gram_jax.plan.models import PUBLISHED
+from gram_jax.plan.plan import MemoryFit
+from gram_jax.plan.report import does_not_fit
 from gram_jax.plan.topology import Topology, read_topology
 from gram_jax.recipes.reading import read_recipe, recipe_values
 
@@ -41,6 +44,7 @@ LONG = 32768
 ROWS = 4  # per device and step; fewer if the residual stream of 4 rows does not fit
 ROWS_OF = {"llama3.3-70b": 2}
 LONGEST = 1500  # seconds for one cell
+FORM = 2  # of a result: the output of gram-jax plan --json
 # Tables of a recipe that the program does not depend on.
 NOT_IN_PROGRAM = ("run", "data", "evaluate", "checkpoint", "log")
 
@@ -124,8 +128,8 @@ class Cell:
         decides = {name: part for name, part in values.items() if name not in NOT_IN_PROGRAM}
         # The number of examples of a row depends on the orders (plan/programs.py).
         orders = values["data"].get("position_augmentation")
-        shape = {name: value for name, value in vars(self).items() if name != "options"}
-        text = json.dumps([decides, orders, shape], sort_keys=True)
+        options = [dict(table) for table in (TRAINING, SCORING)]
+        text = json.dumps([FORM, decides, orders, vars(self), options], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _sets(self) -> list[str]:
@@ -161,15 +165,20 @@ FUSION = "xla_tpu_enable_async_collective_fusion"
 # Programs that are compiled with other compiler options than those of gram_jax/compiler.py, and the changes.
 OPTIONS_OF = {
     Cell("qwen3-1.7b", "v5e:4x4", "finetune"): (
-        *("synchronous", "reductions", "windows", "unscheduled"),
+        "synchronous",
+        "reductions",
+        "windows",
+        "unscheduled",
     ),
     Cell("llama3.3-70b", "v5p:4x4x4", "finetune", "fsdp 16 x tensor 4"): (
-        *("gathers", "sparse", "reductions", "windows"),
+        "gathers",
+        "sparse",
+        "windows",
     ),
     Cell("qwen3-8b", "v6e:4x4", "finetune"): ("gathers", "sparse", "narrow"),
 }
 OPTIONS = {
-    "narrow": ("scoped VMEM as libtpu's default", 'xla_tpu_scoped_vmem_limit_kib=""'),
+    "narrow": ("default limit of scoped VMEM", 'xla_tpu_scoped_vmem_limit_kib=""'),
     "synchronous": ("synchronous gathers", "xla_enable_async_all_gather=false"),
     "gathers": (
         "gathers as libtpu's default",
@@ -180,7 +189,7 @@ OPTIONS = {
         f"{OFFLOAD}_all_gather=true {OFFLOAD}_reduce_scatter=true {OFFLOAD}_all_reduce=true",
     ),
     "reductions": (
-        "asynchronous reductions asked for",
+        "asynchronous reductions requested",
         f"xla_enable_async_all_reduce=true xla_enable_async_reduce_scatter_fusion=true {FUSION}_fuse_all_reduce=true "
         f"{FUSION}_fuse_reduce_scatter=true",
     ),
@@ -193,6 +202,8 @@ OPTIONS = {
         "xla_tpu_enable_latency_hiding_scheduler=false",
     ),
 }
+
+CHANGES = {options: label for label, options in OPTIONS.values()}
 
 
 def cells() -> list[Cell]:
@@ -301,7 +312,8 @@ def verdict(result: dict[str, Any]) -> str:
     memory = result["memory"]
     if memory["fits"]:
         return f"fits, {format_bytes(memory['head_room'])} left, {result['compile_seconds']:.0f} s"
-    return f"does not fit: {format_bytes(memory['needed'])} of {format_bytes(memory['capacity'])}"
+    names = {field.name for field in fields(MemoryFit)}
+    return does_not_fit(MemoryFit(**{k: v for k, v in memory.items() if k in names}))
 
 
 def book(done: dict[Cell, dict[str, Any]]) -> str:
@@ -343,7 +355,8 @@ def missing_lines(missing: Sequence[Cell]) -> list[str]:
     names: dict[str, list[str]] = {}
     for cell in missing:
         rows = f", rows of {cell.length:,}" if cell.length != LENGTH else ""
-        name = f"{cell.model} on {cell.topology} {cell.mesh}".rstrip() + rows
+        change = f" ({CHANGES[cell.options]})" if cell.options else ""
+        name = f"{cell.model} on {cell.topology} {cell.mesh}".rstrip() + rows + change
         names.setdefault(TITLES[cell.program], []).append(name)
     return [f"- {title}: {'; '.join(of)}" for title, of in names.items()]
 
@@ -405,6 +418,7 @@ KINDS = {
 
 def parts_table(done: dict[Cell, dict[str, Any]]) -> str:
     """Time by kind of work and efficiency."""
+    names = {"pretrain": "stage 1", "finetune": "stage 2", "score": "score"}
     rows = []
     for cell in PARTS_OF:
         if (times := done.get(cell, {}).get("estimate")) is None:
@@ -412,7 +426,7 @@ def parts_table(done: dict[Cell, dict[str, Any]]) -> str:
         parts = (sum(times["by_kind"].get(one, 0) for one in kinds) for kinds in KINDS.values())
         rows.append(
             [
-                f"{cell.program}, {cell.model}, {cell.topology}",
+                f"{names[cell.program]}, {cell.model}, {cell.topology}",
                 _ms(times["compiled"]),
                 *(_ms(part) for part in parts),
                 f"{times['products_efficiency']:.0%}",
@@ -423,8 +437,8 @@ def parts_table(done: dict[Cell, dict[str, Any]]) -> str:
 
 
 OPTION_COLUMNS = (
-    *("program", "change", "compiler", "temporaries", "links", "of them asynchronous"),
-    *("step, ms", "compilation, s"),
+    *("program", "change", "compiler, ms", "temporaries, GiB", "links, ms", "asynchronous links"),
+    "step, ms",
 )
 
 
@@ -435,16 +449,16 @@ def options_rows(done: dict[Cell, dict[str, Any]]) -> list[list[str]]:
         if cell not in done:
             continue
         result = done[cell]
-        start = ["" if label else f"{cell.model}, {cell.topology}", label or "none"]
+        program = f"{cell.model}, {cell.topology}, {cell.mesh}".rstrip(", ")
+        start = ["" if label else program, label or "none"]
         if (times := result.get("estimate")) is None:
             rows.append([*start, verdict(result), *[""] * (len(OPTION_COLUMNS) - 3)])
             continue
-        hidden = 1 - times["waiting"] / times["links"] if times["links"] else 0.0
+        asynchronous = 1 - times["synchronous"] / times["links"] if times["links"] else 0.0
         rows.append(
             [
                 *(*start, _ms(times["compiled"]), _gib(result["memory"]["temporaries"])),
-                *(_ms(times["links"]), f"{hidden:.0%}", _range(times["forecast"])),
-                f"{result['compile_seconds']:.0f}",
+                *(_ms(times["links"]), f"{asynchronous:.1%}", _range(times["forecast"])),
             ]
         )
     return rows
@@ -481,38 +495,41 @@ Look up a model, a slice of TPUs and a stage: whether it fits, and how long a st
 `gram-jax plan` makes such a plan for any recipe and slice ([planning](planning.md)). [The sizing
 table](planning.md#sizing-table) has the memory of more slices.
 
-**Nothing was run on a TPU**, and the compiler's estimates have never been compared with a run: compare lines with each
+**Nothing was run on a TPU**, and the compiler's estimates have never been compared with a run: compare rows with each
 other, and do not rely on the absolute times. Written by `python benchmarks/plan_book.py RESULTS.jsonl --markdown
 docs/plans.md`: {count} programs compiled ahead of time with JAX 0.10.2 and libtpu 0.0.42.1 on 2 shared CPU cores, in
 {seconds:.0f} minutes, on 29 November 2026.
 
-## How to read a line
+## How to read a row
 
-A slice v6e:4x4 is 16 chips of v6e. A chip has 15.8 (v5e), 31.2 (v6e) or 95.7 GiB (v5p) of memory.
+A slice v6e:4x4 has 16 chips; Google calls it v6e-16. A slice v5p:4x4x4 has 64 chips and is called v5p-128, because the
+names of v5p count TensorCores. A chip has 15.8 (v5e), 31.2 (v6e) or 95.7 GiB (v5p) of memory. Stage 1 pretrains on
+pairs with a loss over the vocabulary, stage 2 fine-tunes the verdict; in scoring, a step is one call.
 
 | column | meaning |
 | --- | --- |
-| mesh | axes of [the mesh](meshes.md) with their sizes |
+| mesh | axes of [the mesh](meshes.md) with their sizes: `fsdp 32 x tensor 2` is `fsdp = 32`, `tensor = 2` in `[mesh]` |
 | state + temporaries | GiB of a chip for weights, optimizer state and batch, and for everything else at the same time |
 | free | GiB of a chip that remain; less than the rest of the sum if the compiler's own peak is larger |
-| step | *compiler* + *attention* + *links*; the lower value without the *links* that are asynchronous, as if all of \
-them ran beside other work |
+| step | ms, *compiler* + *attention* + *links*; in the lower value without the *links* that are asynchronous |
 | tokens/s/chip | tokens of a step / the longer time / chips; padding counts as tokens |
 | compiler | ms, sum of the compiler's estimates of all operations but collectives and attention's kernels |
 | attention | ms of attention's kernels, taken at 50 % of the chip's peak |
-| links | ms of collectives, at the full speed of all links of a chip |
+| links | ms of collectives, at the full speed of all links of a chip; asynchronous ones have separate start and done \
+instructions, so that other work can run in between |
 | least | ms that the model's FLOPs take at the chip's peak, recomputation not counted: no step can be faster |
 | collectives | GiB that reach each chip in a step |
 
 {example}A larger batch needs more temporaries and hardly more state. If *links* is a large part of a step, try another
 mesh or more rows per chip. If *compiler* is much larger than *least*, the rest is recomputation and work other than
-products ([the last table](#the-compilers-time-by-kind-of-work))."""
+matrix products ([by kind of work](#the-compilers-time-by-kind-of-work)). [The time of a run](planning.md#time-of-a-run)
+follows from tokens/s/chip."""
 
 EXAMPLE = Cell("qwen3-8b", "v6e:4x4", "finetune")
 EXAMPLE_TEXT = (
     "Example: stage 2 of {model} on {slice}. A chip uses {state} + {temporaries} GiB, and {free} GiB remain: it fits. "
-    "A step has {rows} rows of {length:,} tokens and takes {least} to {most} ms; with the longer time the slice reads "
-    "{tokens} tokens/s."
+    "A step has {rows} rows of {length:,} tokens and takes {least} to {most} ms; at the longer time the slice "
+    "processes {tokens} tokens/s."
 )
 
 
@@ -537,6 +554,30 @@ def example(done: dict[Cell, dict[str, Any]]) -> str:
     return fill(text, 120) + "\n\n"
 
 
+OPTIONS_TEXT = (
+    """\
+Stage 2 of three programs, each first with the options of `gram_jax/compiler.py`, then with one change.
+`execution.compiler_options` makes such changes in a recipe:
+
+"""
+    + "\n".join(
+        fill(
+            f"- {label}: " + ", ".join(f"`{one}`" for one in options.split()),
+            120,
+            subsequent_indent="  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for label, options in OPTIONS.values()
+    )
+    + """
+
+On v5e weights are gathered asynchronously by default, on v5p and v6e by three options. Requested asynchronous
+reductions change nothing on v5e; for the 70B program on v5p libtpu ends with an error. SparseCores carry out reductions
+too, beside other work; the longer time is the same, and it is not known how much they slow the products' reads of
+memory ([TPU programs](meshes.md#tpu-programs))."""
+)
+
 NOTES = {
     "pretrain": f"""\
 {ROWS} rows of {LENGTH:,} tokens per chip, no gradient accumulation, f32 weights and AdamW, bf16 products, full
@@ -547,28 +588,32 @@ Pairs in both orders, padded to {LENGTH:,} tokens, bf16 weights, 32,768 tokens p
 weights (mesh `data`) if they take at most half of its memory, else they are sharded and gathered layer by layer.""",
     "meshes": f"""\
 Stage 2 on several meshes of one slice, {ROWS} x {LENGTH:,} tokens per chip (2 x for the 70B model), or as many rows of
-{LONG:,} tokens as `fsdp`; the fastest mesh that fits first. `tensor` reduces *links*, because a layer's weights are
-gathered by fewer devices. The residual stream and its norms are divided among the devices of a tensor group
-([meshes](meshes.md#sequence-parallelism)), so *temporaries* hardly change. By the longer time, `tensor` 2 is 11 %
-faster than `fsdp` alone for the 70B model on v5p, and 8 % for the 32B model on v6e; `tensor` 4 is not faster.
+{LONG:,} tokens as `fsdp`; the fastest mesh that fits first. With `tensor`, a layer's weights are gathered by fewer
+devices, so *links* fall; activations are gathered in addition, so `tensor` 4 has more *links* than `tensor` 2. The
+residual stream and its norms are divided among the devices of a tensor group
+([meshes](meshes.md#sequence-parallelism)), so *temporaries* change by 11 % at most. By the longer time, a step with
+`tensor` 2 takes 11 % less than with `fsdp` alone for the 70B model on v5p, and 8 % less for the 32B model on v6e.
+`tensor` 4 takes as long as `tensor` 2 for 70B and 6 % longer for 32B.
 
-Rows of {LONG:,} tokens: `tensor` 4 takes half of the memory of `sequence` 2, because it shards the state too, and fits
-16 instead of 32 or 64 rows in a step, at the same speed. `sequence` allows batches of fewer rows than chips as well,
-but leaves the state whole in its group: `sequence` 4 does not fit for the 70B model on v5p (101.7 of 95.7 GiB), nor
-`sequence` 2 for the 32B model on v6e (at least 43.5 of 31.2 GiB).
+Rows of {LONG:,} tokens: the smallest step has as many rows as `fsdp`. For the 70B model these are 16 rows with `tensor`
+4, 32 with `sequence` 2 and 64 with `fsdp` alone, at the same tokens/s/chip. `tensor` 4 takes 42 GiB, `sequence` 2 takes
+78: its step has twice the tokens per chip, and `sequence` does not shard the state. Two meshes do not fit (compiled
+before the gathers of weights became asynchronous): `sequence` 4 for 70B on v5p, 101.7 of 95.7 GiB, and `sequence` 2 for
+32B on v6e, at least 43.5 of 31.2 GiB.
 
-`--search-mesh` compiles such a list and sorts it. For the 32B model it took 17 minutes on two shared CPU cores:
+`--search-mesh` compiles the step for `tensor` 1, 2, 4 and 8 and sorts the meshes. This took 17 minutes on two shared
+CPU cores, before the gathers of weights became asynchronous:
 
 <!-- needs: minutes -->
 
     gram-jax plan gram-qwen3-1.7b-finetune --model-config qwen3-32b --topology v6e:8x8 --set execution.attention=auto \\
         --set batch.batch_size=256 --set batch.gradient_accumulation_steps=1 --search-mesh tensor""",
-    "options": """\
-Stage 2 of three programs, each first with the options of `gram_jax/compiler.py`, then with one change of them;
-`execution.compiler_options` makes such changes in a recipe.""",
+    "options": OPTIONS_TEXT,
     "parts": """\
-Milliseconds of the column *compiler*. *products at*: share of the peak that the layers' products reach, recomputed ones
-counted. *all at*: the layers' model FLOPs over the peak and over all time but the head's.""",
+Milliseconds of the column *compiler*. *products*: matrix products of the layers; *rope*: rotary positions; *attention
+layout*: copies and transpositions around attention's kernels; *head*: logits and loss; *other*: loops over layers and
+the rest. *products at*: share of the peak that the products reach, recomputed ones counted. *all at*: the layers' model
+FLOPs over the peak and over all time but the head's.""",
 }
 
 

@@ -10,11 +10,13 @@ from gram_jax.sharding import Placement
 
 Options = Mapping[str, str | int | float | bool]
 
-# Tables by JAX's name of the chip; v5p has two. docs/plans.md has the compiler's estimates. Nothing was run.
+# Tables by JAX's name of the chip; v5p has two names, TPU7x was not tried. docs/meshes.md and docs/plans.md have the
+# compiler's estimates. Nothing was run.
 # With the default of 16 MiB (v5e) or 32 MiB (v6e) products read their operands more often. Training on v5e gains 3 % at
 # most and takes over four times as long to compile.
 _WIDE: Options = {"xla_tpu_scoped_vmem_limit_kib": 65536}
-# By default libtpu gathers weights asynchronously, beside products, on v5e only.
+# Gathers of weights run beside products. On v5e this is libtpu's default; on the others the first option alone, or the
+# two others alone, change nothing.
 _ASYNC: Options = {
     "xla_enable_async_all_gather": True,
     "xla_tpu_enable_async_collective_fusion": True,

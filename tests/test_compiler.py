@@ -1,5 +1,6 @@
 """Options of the compiler by chip: which are passed on, and to which programs."""
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,11 +22,20 @@ def placement_on(platform: str, kind: str) -> Any:
 @pytest.mark.parametrize("kind", sorted(SCORING))
 def test_a_recipe_adds_changes_and_removes_options_of_a_chip(table, kind):
     tpu, own = placement_on("tpu", kind), table.get(kind, {})
-    texts = {name: {True: "true"}.get(value, str(value)) for name, value in own.items()}
+    texts = {name: json.dumps(value) for name, value in own.items()}
     assert compiler_options(tpu, table=table) == texts
     changed = compiler_options(tpu, {"a": True, "b": 2.5}, table)
     assert changed == {**texts, "a": "true", "b": "2.5"}
     assert compiler_options(tpu, dict.fromkeys(own, ""), table) == {}
+
+
+@pytest.mark.parametrize("kind", ["TPU v5", "TPU v5p", "TPU v6 lite"])
+@pytest.mark.parametrize("table", [TRAINING, SCORING])
+def test_weights_are_gathered_asynchronously(table, kind):
+    assert (
+        compiler_options(placement_on("tpu", kind), table=table)["xla_enable_async_all_gather"]
+        == "true"
+    )
 
 
 def test_other_platforms_and_unknown_chips_have_none(one_device):

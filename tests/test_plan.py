@@ -33,6 +33,7 @@ from gram_jax.plan.flops import Flops, layer_weights, scoring_flops, training_fl
 from gram_jax.plan.hlo import parse_hlo
 from gram_jax.plan.models import PUBLISHED, published_config
 from gram_jax.plan.plan import (
+    MemoryFit,
     ProgramPlan,
     bytes_on_a_device,
     donated_leaves,
@@ -274,7 +275,7 @@ def test_a_loop_counts_by_its_trips_an_async_pair_once_a_conditional_by_its_larg
     assert (permute.count, permute.links) == (1, 32)
     assert (reduce.count, reduce.payload, reduce.links) == (1, 32, 2 * 32 / 2)
     assert found.keys() == {"all-gather", "collective-permute", "all-reduce"}
-    assert [one.asynchronous for one in (gather, permute, reduce)] == [gather.links, 0, 0]
+    assert [t.asynchronous_links for t in (gather, permute, reduce)] == [gather.links, 0, 0]
     assert donated_leaves(LOOP) == 2
 
 
@@ -284,7 +285,7 @@ def test_the_pieces_of_a_fused_collective_are_one_and_a_scattered_reduction_is_n
     gather, scatter = found["all-gather"], found["reduce-scatter"]
     assert (gather.count, gather.payload, gather.links) == (1, 8 * 16, 7 * 16)
     assert (scatter.count, scatter.payload, scatter.links) == (1, 256, 256 * 7 / 8)
-    assert (gather.asynchronous, scatter.asynchronous) == (gather.links, 0)
+    assert (gather.asynchronous_links, scatter.asynchronous_links) == (gather.links, 0)
 
 
 def test_a_collective_that_a_sparse_core_carries_out_counts_as_asynchronous():
@@ -306,7 +307,7 @@ ENTRY %main (g: f32[64]) -> f32[8] {
     found = collectives(parse_hlo(text), [0] * 8)
     assert found.keys() == {"reduce-scatter"}
     scatter = found["reduce-scatter"]
-    assert (scatter.count, scatter.links, scatter.asynchronous) == (1, 224, 224)
+    assert (scatter.count, scatter.links, scatter.asynchronous_links) == (1, 224, 224)
 
 
 def test_between_slices_the_devices_of_a_slice_share_the_work():
@@ -314,7 +315,10 @@ def test_between_slices_the_devices_of_a_slice_share_the_work():
     found = collectives(parse_hlo(LOOP), [0, 0, 1, 1] * 2)
     gather, reduce = found["all-gather"], found["all-reduce"]
     assert (gather.network, gather.links) == (3 * 128, 3 * 2 * 128)
-    assert gather.asynchronous == 3 * 3 * 128
+    assert (gather.asynchronous_network, gather.asynchronous_links) == (
+        gather.network,
+        gather.links,
+    )
     assert (reduce.network, reduce.links) == (0, 32)
     apart = collectives(parse_hlo(LOOP), [0, 1] * 4)["all-reduce"]
     assert (apart.network, apart.links) == (32, 0)
@@ -696,8 +700,8 @@ def test_the_table_of_operations_has_times_of_all_runs_and_lines(recipe):
     assert (runs, kind, line) == (8, PRODUCTS, "model/matmul.py:14 matmul")
     assert time == f"{1e3 * 8000 / V5E.clock:,.1f} ms"
     assert [row[0] for row in estimate[2]][-2:] == [
-        "forecast, if all asynchronous ones are hidden",
-        "forecast, if none is",
+        "forecast, if asynchronous collectives overlap with other work",
+        "forecast, if no collective overlaps",
     ]
     assert len(list(plan_tables(plan))) == len(list(plan_tables(plan, operations=2))) - 1
 
@@ -708,9 +712,31 @@ def test_only_asynchronous_collectives_can_be_hidden(recipe):
     program, _ = made_up(FUSED.replace(last, last + ', backend_config={"estimated_cycles":"50"}'))
     estimate = make_plan(program, tight(make_target(LOCAL, recipe()), 100)).estimate
     assert estimate is not None
-    assert estimate.waiting == pytest.approx(estimate.links * 224 / 336)
+    assert estimate.synchronous == pytest.approx(estimate.links * 224 / 336)
     least, most = estimate.forecast
     assert most - least == pytest.approx(estimate.links * 112 / 336)
+
+
+def test_links_and_network_have_a_synchronous_part_each(recipe, monkeypatch):
+    """The gather runs inside slices of four, asynchronously; the reduction is synchronous and crosses slices."""
+    text = FUSED.replace("mesh['x'=1,'y'=8] {'y'}", "{{0,1,2,3},{4,5,6,7}}")
+    last = "calls=%all-reduce-scatter.3"
+    text = text.replace(last, last + ', backend_config={"estimated_cycles":"50"}')
+    program, _ = made_up(text)
+    monkeypatch.setattr(PlanTarget, "slices", [0] * 4 + [1] * 4)
+    plan = make_plan(program, tight(make_target(LOCAL, recipe()), 100))
+    moved = {kind: (t.links, t.network) for kind, t in plan.traffic.items()}
+    assert moved == {"all-gather": (3 * 16, 0), "reduce-scatter": (256 * 3 / 4, 64 / 2)}
+    assert plan.estimate is not None
+    of_links = plan.seconds["interconnect"] * 192 / (192 + 48)
+    assert plan.estimate.synchronous == pytest.approx(of_links + plan.seconds["network"])
+
+
+@pytest.mark.parametrize(
+    ("needed", "words"), [(90, "does not say how much"), (101, "needs at least 101 B of 100 B")]
+)
+def test_a_program_that_the_compiler_gives_up_needs_at_least_what_is_known(needed, words):
+    assert words in does_not_fit(MemoryFit(arguments=needed, needed=needed, capacity=100))
 
 
 def test_a_program_whose_peak_is_more_than_its_sum_needs_the_peak(recipe):

@@ -38,8 +38,8 @@ def test_a_line_has_the_parts_of_a_plan_and_what_is_missing_is_listed(plan_book)
             "compiled": 0.4,
             "kernels": 0.05,
             "links": 0.05,
-            "waiting": 0.02,
-            "forecast": [0.45, 0.5],
+            "synchronous": 0.02,
+            "forecast": [0.47, 0.5],
             "products_efficiency": 0.9,
             "efficiency": 0.6,
         },
@@ -48,9 +48,11 @@ def test_a_line_has_the_parts_of_a_plan_and_what_is_missing_is_listed(plan_book)
         "compile_seconds": 60,
     }
     lines = plan_book.book({cell: result}).splitlines()
-    of_cell = "| 2.0 + 3.0 | 10.8 | 450-500 | 8.2k | 400 | 50 | 50 | 200 | 2.0 |"
+    of_cell = "| 2.0 + 3.0 | 10.8 | 470-500 | 8.2k | 400 | 50 | 50 | 200 | 2.0 |"
     assert f"| {cell.model} | {cell.topology} | fsdp 4 {of_cell}" in lines
-    parts = next(line for line in lines if line.startswith(f"| {cell.program}, {cell.model}"))
+    parts = next(line for line in lines if line.startswith(f"| stage 1, {cell.model}"))
     assert "| 400 | 300 | 0 | 0 | 0 | 100 | 0 | 0 | 90% | 60% |" in parts
     missing = [line for line in lines if line.startswith("- ")]
+    names = [name for line in missing for name in line.partition(": ")[2].split("; ")]
+    assert len(names) == len(set(names))
     assert any(f"{other.model} on {other.topology}" in line for line in missing)

@@ -92,8 +92,8 @@ def kernels_of_experts() -> int:
     return sum("tpu_custom_call" in this.attributes for this in lines)
 
 
-def decoder(topology: str, sizes: dict[str, int]) -> tuple[HloModule, int]:
-    """Loss and gradients of a decoder of two layers, and the bytes of its hidden states in a `fsdp` group."""
+def compiled_decoder(topology: str, sizes: dict[str, int]) -> tuple[HloModule, int]:
+    """Loss and gradients of a decoder of two layers, and the bytes of the hidden states of one `fsdp` shard."""
     placement = placement_of(topology, sizes)
     cfg = replace(tiny_config("qwen3", True), embed_size=512, mlp_size=512, head_size=128)
     cfg = replace(cfg, query_heads=4, kv_heads=4, layers=2)
@@ -118,14 +118,14 @@ def decoder(topology: str, sizes: dict[str, int]) -> tuple[HloModule, int]:
 
 def residual_of_a_tensor_group() -> dict[str, float]:
     """Bytes received in a decoder's loss and gradients over `tensor`, in hidden states of all positions, by kind."""
-    module, one = decoder("v5e:2x4", {"fsdp": 2, "tensor": 4})
+    module, one = compiled_decoder("v5e:2x4", {"fsdp": 2, "tensor": 4})
     return {kind: traffic.links / one for kind, traffic in collectives(module).items()}
 
 
 def asynchronous_gathers(topology: str) -> float:
     """Share of the gathered bytes of a decoder that are asynchronous."""
-    found = collectives(decoder(topology, {"fsdp": 4})[0])["all-gather"]
-    return found.asynchronous / found.links
+    found = collectives(compiled_decoder(topology, {"fsdp": 4})[0])["all-gather"]
+    return found.asynchronous_links / found.links
 
 
 def copies_of_the_cache() -> list[str]:

@@ -15,10 +15,10 @@ from gram_jax.distributed.heartbeat import Heartbeat, exit_process
 from gram_jax.errors import ClusterError, GramError, StoppedError
 from gram_jax.version import installed_version
 
-# An error may be the consequence of a lost peer, whose collectives fail at once: within this time the heartbeat reports
-# which process was lost, and ends this one. Errors of the input are reported sooner.
-BLAME_SECONDS = 5.0
-INPUT_BLAME_SECONDS = 1.0
+# An error may follow from a lost peer, whose collectives fail at once. Within this time the heartbeat reports the lost
+# process and ends this one. A GramError rarely follows from one, so it waits less.
+LOST_PEER_SECONDS = 5.0
+LOST_PEER_SECONDS_OF_OWN_ERRORS = 1.0
 
 
 @dataclass(frozen=True)
@@ -110,11 +110,11 @@ def distributed_session(
         heartbeat.deregister()
         sys.exit(stopped.status)
     except GramError as error:
-        time.sleep(INPUT_BLAME_SECONDS)
+        time.sleep(LOST_PEER_SECONDS_OF_OWN_ERRORS)
         context.abort(str(error), error.status)
     except BaseException as error:
         heartbeat.activity = f"failing with {type(error).__name__}"
-        time.sleep(BLAME_SECONDS)  # if a peer is lost, the heartbeat ends this process here
+        time.sleep(LOST_PEER_SECONDS)  # if a peer is lost, the heartbeat ends this process here
         traceback.print_exc()
         status = 130 if isinstance(error, KeyboardInterrupt) else 1
         heartbeat.abort(f"{type(error).__name__}: {str(error)[:500]}", status)

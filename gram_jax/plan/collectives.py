@@ -41,26 +41,28 @@ _AXIS = re.compile(r"'([^']+)'(?:=(\d+))?(:\(\d+\)\d+)?")
 @dataclass(frozen=True)
 class Traffic:
     """count: calls; payload: bytes of the array that the devices of a group put together, summed over the calls;
-    links, network: bytes that reach each device at least, inside its slice and from other slices; asynchronous: part of
-    both that the program starts and awaits apart, so that other work can run in between.
+    links, network: bytes that reach each device at least, inside its slice and from other slices;
+    asynchronous_links, asynchronous_network: part of these whose collectives have separate start and done instructions,
+    so that other work can run in between.
     """
 
     count: int = 0
     payload: float = 0.0
     links: float = 0.0
     network: float = 0.0
-    asynchronous: float = 0.0
+    asynchronous_links: float = 0.0
+    asynchronous_network: float = 0.0
 
     def __add__(self, other: "Traffic") -> "Traffic":
         return Traffic(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
-    def times(self, trips: int) -> "Traffic":
+    def times(self, trips: float) -> "Traffic":
         """The traffic of `trips` runs."""
         return Traffic(*(value * trips for value in astuple(self)))
 
-    def alongside(self) -> "Traffic":
-        """The same, asynchronous."""
-        return replace(self, asynchronous=self.links + self.network)
+    def as_asynchronous(self) -> "Traffic":
+        """This traffic, all of it asynchronous."""
+        return replace(self, asynchronous_links=self.links, asynchronous_network=self.network)
 
 
 def collectives(module: HloModule, slices: Sequence[int] = ()) -> dict[str, Traffic]:
@@ -78,12 +80,10 @@ def collectives(module: HloModule, slices: Sequence[int] = ()) -> dict[str, Traf
             kind = this.opcode.removesuffix("-start")
             if kind in KINDS:
                 shown = "reduce-scatter" if name.startswith(SCATTERED) else kind
-                traffic, key = (
-                    _traffic(shown, this, computations[name], slices),
-                    _key(label, kind, this),
-                )
-                if this.opcode.endswith("-start") or key[0] == PIECE:
-                    traffic = replace(traffic, asynchronous=traffic.links + traffic.network)
+                traffic = _traffic(shown, this, computations[name], slices)
+                key = _key(label, kind, this)
+                if this.opcode.endswith("-start") or kind == "send" or key[0] == PIECE:
+                    traffic = traffic.as_asynchronous()
                 found[key] = shown, traffic
             elif this.opcode == "while":
                 trips = module.trips(this)
@@ -101,7 +101,7 @@ def collectives(module: HloModule, slices: Sequence[int] = ()) -> dict[str, Traf
                     if role in ("calls", "called_computations") or this.opcode in CALLS:
                         for key, (kind, traffic) in of(called).items():
                             own = key if key[0] == PIECE else (label, key)
-                            found[own] = kind, traffic.alongside() if apart else traffic
+                            found[own] = kind, traffic.as_asynchronous() if apart else traffic
         return found
 
     total: dict[str, Traffic] = {}

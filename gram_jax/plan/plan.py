@@ -56,17 +56,17 @@ class Estimate:
     """Estimated time of a step on one device in seconds, from the compiler's schedule.
 
     operations: the most expensive first. by_kind: their summed times by KINDS (plan/cycles.py). kernels: attention's
-    kernels at KERNEL_EFFICIENCY, because the compiler has no estimate of them. links: bytes of collectives at full link
-    speed. waiting: the part of `links` of synchronous collectives, beside which nothing runs. products_efficiency: the
-    layers' products, including recomputed ones, as a share of the peak. efficiency: model FLOPs of the layers as a
-    share of the peak, over all time except the head's.
+    kernels at KERNEL_EFFICIENCY, because the compiler has no estimate of them. links: all collectives at full link
+    speed. synchronous: the part of `links` that cannot overlap with other work. products_efficiency: the layers'
+    products, including recomputed ones, as a share of the peak. efficiency: model FLOPs of the layers as a share of the
+    peak, over all time except the head's.
     """
 
     operations: tuple[Operation, ...]
     by_kind: Mapping[str, float]
     kernels: float
     links: float
-    waiting: float
+    synchronous: float
     products_efficiency: float
     efficiency: float
 
@@ -77,9 +77,9 @@ class Estimate:
 
     @property
     def forecast(self) -> tuple[float, float]:
-        """(if all asynchronous collectives overlap with other work, if none does)."""
+        """(if all asynchronous collectives overlap with other work, if no collective does)."""
         work = self.compiled + self.kernels
-        return work + self.waiting, work + self.links
+        return work + self.synchronous, work + self.links
 
 
 @dataclass(frozen=True)
@@ -243,15 +243,22 @@ def _estimate(
     repeats = program.settings.get("remat") in ("attention", "full")
     executed = layers * (4 / 3 if repeats else 1)
     attention = program.flops.attention * program.kernel_passes / rate
-    links = bounds.get("interconnect", 0.0) + bounds.get("network", 0.0)
-    moved = sum(t.links + t.network for t in traffic.values())
-    alongside = sum(t.asynchronous for t in traffic.values())
+    moved = Traffic()
+    for one in traffic.values():
+        moved += one
+    shares = {
+        "interconnect": (moved.asynchronous_links, moved.links),
+        "network": (moved.asynchronous_network, moved.network),
+    }
+    links = {name: bounds[name] for name in shares if name in bounds}
     return Estimate(
         tuple(found),
         by_kind,
         kernels=attention / KERNEL_EFFICIENCY if kernels else 0.0,
-        links=links,
-        waiting=links * (1 - alongside / moved) if moved else 0.0,
+        links=sum(links.values()),
+        synchronous=sum(
+            seconds * (1 - shares[name][0] / shares[name][1]) for name, seconds in links.items()
+        ),
         products_efficiency=executed / by_kind[PRODUCTS] if PRODUCTS in by_kind else 0.0,
         efficiency=layers / (total - by_kind.get(HEAD, 0.0)),
     )

@@ -60,7 +60,13 @@ def plan_tables(plan: ProgramPlan, *, operations: int = 0) -> Iterator[PlanTable
             "asynchronous",
         )
         rows = [
-            (kind, t.count, *map(format_bytes, (t.payload, t.links, t.network, t.asynchronous)))
+            (
+                *(kind, t.count, format_bytes(t.payload), format_bytes(t.links)),
+                *(
+                    format_bytes(t.network),
+                    format_bytes(t.asynchronous_links + t.asynchronous_network),
+                ),
+            )
             for kind, t in sorted(plan.traffic.items())
         ]
         yield "", columns, rows
@@ -101,9 +107,9 @@ def estimate_rows(plan: ProgramPlan) -> list[tuple[Any, ...]]:
         ("efficiency of all but the head (model FLOPs)", "", f"{found.efficiency:.0%}"),
         (f"attention's kernels, at {KERNEL_EFFICIENCY:.0%} of the peak", _ms(found.kernels), ""),
         ("collectives, at full link speed", _ms(found.links), ""),
-        ("synchronous collectives, part of these", _ms(found.waiting), ""),
-        ("forecast, if all asynchronous ones are hidden", _ms(least), ""),
-        ("forecast, if none is", _ms(most), ""),
+        ("  of these, synchronous", _ms(found.synchronous), ""),
+        ("forecast, if asynchronous collectives overlap with other work", _ms(least), ""),
+        ("forecast, if no collective overlaps", _ms(most), ""),
     ]
 
 
@@ -131,12 +137,13 @@ def _figures(plan: Mapping[str, Any]) -> Iterator[tuple[str, Callable[[float], s
     yield "collectives, calls", "{:,.0f}".format, sum(t["count"] for t in traffic)
     moved = sum(t["links"] + t["network"] for t in traffic)
     yield "collectives, received", format_bytes, moved
-    times = plan["estimate"] or {"by_kind": {}, "forecast": (0, 0)}
+    times = plan["estimate"] or {"by_kind": {}, "forecast": (0, 0), "synchronous": 0}
     for kind in KINDS:
         yield kind, _ms, times["by_kind"].get(kind, 0)
     yield "sum of these", _ms, sum(times["by_kind"].values())
-    yield "forecast, asynchronous collectives hidden", _ms, times["forecast"][0]
-    yield "forecast, none hidden", _ms, times["forecast"][1]
+    yield "synchronous collectives", _ms, times["synchronous"]
+    yield "forecast, asynchronous collectives overlap", _ms, times["forecast"][0]
+    yield "forecast, no collective overlaps", _ms, times["forecast"][1]
 
 
 def _ms(seconds: float) -> str:
@@ -188,6 +195,8 @@ def does_not_fit(fit: MemoryFit) -> str:
 
     The compiler stops at the first memory that overflows, so the size that it names is a lower bound.
     """
+    if fit.temporaries is None and fit.needed <= (fit.capacity or 0):
+        return "does not fit: the compiler ran out of memory and does not say how much the program needs"
     least = "at least " if fit.temporaries is None else ""
     of = "an unknown amount" if fit.capacity is None else format_bytes(fit.capacity)
     return f"does not fit: needs {least}{format_bytes(fit.needed)} of {of}"
@@ -232,7 +241,7 @@ def estimate_values(plan: ProgramPlan) -> dict[str, Any] | None:
         "compiled": found.compiled,
         "kernels": found.kernels,
         "links": found.links,
-        "waiting": found.waiting,
+        "synchronous": found.synchronous,
         "forecast": list(found.forecast),
         "products_efficiency": found.products_efficiency,
         "efficiency": found.efficiency,
