@@ -234,6 +234,25 @@ def test_an_error_of_one_process_is_everybodys_and_says_whose(tmp_path):
     assert "ended: train.jsonl is not there" in job.texts()[0]
 
 
+def test_an_error_that_follows_from_a_lost_process_does_not_hide_it(tmp_path):
+    first, second = "raise DataError('garbage')", "os.kill(os.getpid(), signal.SIGKILL)"
+    dying = (
+        COMMAND[0],
+        "-c",
+        "import os, signal, sys, time, gram_jax.training.examples as job; from gram_jax.errors import DataError\n"
+        "def read_first(*_, **__):\n"
+        f"    while not os.path.exists('dying'): time.sleep(0.01)\n    {first}\n"
+        "def read_second(*_, **__):\n"
+        f"    open('dying', 'w'); time.sleep(0.3); {second}\n"
+        "here = sys.argv[sys.argv.index('--process') + 1]\n"
+        "job.read_pairs = {'0': read_first, '1': read_second}[here]\n"
+        "from gram_jax.cli import main; main()",
+    )
+    job = start_job(tmp_path, endless(tmp_path), 2, command=dying)
+    assert job.wait(START) == [LOST, -signal.SIGKILL], job.texts()
+    assert "process 1 on " in job.texts()[0]
+
+
 def test_processes_with_different_data_are_refused(tmp_path):
     recipe = endless(tmp_path)
     other = (
