@@ -573,7 +573,7 @@ Stage 2 of three programs, each first with the options of `gram_jax/compiler.py`
     + """
 
 On v5e weights are gathered asynchronously by default, on v5p and v6e by three options. Requested asynchronous
-reductions change nothing on v5e; for the 70B program on v5p libtpu ends with an error. SparseCores carry out reductions
+reductions change nothing on v5e; for the 70B program on v5p libtpu runs out of VMEM. SparseCores carry out reductions
 too, beside other work; the longer time is about the same, and it is not known how much they slow the products' reads of
 memory ([TPU programs](meshes.md#tpu-programs))."""
 )

@@ -125,9 +125,14 @@ def check_choice(name: str, value: Any, choices: Any, error: type[GramError]) ->
         raise error(f"{name} = {value!r}: expected one of {', '.join(get_args(choices))}")
 
 
+# The memory inside a TPU's core. If it does not suffice, an option of the compiler is wrong and not the program's size.
+VMEM = "memory space vmem"
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether XLA, or the machine, ran out of memory."""
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+    text = str(error)
+    return isinstance(error, MemoryError) or ("RESOURCE_EXHAUSTED" in text and VMEM not in text)
 
 
 @contextmanager

@@ -590,6 +590,11 @@ def test_what_the_compiler_rejects_for_memory_is_an_answer_too(recipe):
     assert does_not_fit(fit) == "does not fit: needs at least 33.5 GiB of 15.8 GiB"
     with pytest.raises(ValueError, match="a bug"):
         make_plan(program_of(lambda: fail(ValueError("a bug"))), target)
+    vmem = "RESOURCE_EXHAUSTED: E1001: CompileTimeScopedVmemOom:\nRan out of memory in memory space vmem"
+    with pytest.raises(
+        RecipeError, match=r"CompileTimeScopedVmemOom[\s\S]*execution.compiler_options"
+    ):
+        make_plan(program_of(lambda: fail(RuntimeError(vmem))), target)
 
 
 @pytest.mark.slow

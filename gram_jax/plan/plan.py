@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from gram_jax.errors import is_out_of_memory
+from gram_jax.errors import VMEM, RecipeError, in_short, is_out_of_memory
 from gram_jax.plan.chips import Chip, link_bandwidth
 from gram_jax.plan.collectives import Traffic, collectives
 from gram_jax.plan.cycles import HEAD, PRODUCTS, Operation, operations, pallas_calls
@@ -148,6 +148,11 @@ def _compile(program: Program, capacity: int | None) -> tuple[Any, MemoryFit]:
     try:
         compiled = program.lower().compile()
     except Exception as error:
+        if VMEM in str(error):
+            raise RecipeError(
+                f"libtpu cannot compile the program with these compiler options: {in_short(str(error))}\n"
+                "Remove changes of execution.compiler_options"
+            ) from error
         if not is_out_of_memory(error):
             raise
         return None, MemoryFit(arguments, arguments + _temporaries_named(str(error)), capacity)
