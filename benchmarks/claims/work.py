@@ -45,7 +45,8 @@ OPTIMIZER = {
     "max_grad_norm": 1.0,
 }
 CORRUPTION_SMOOTHING = 0.2  # the responses that are corrupted may be bad themselves
-CONSISTENCY = 0.1  # weight of the divergence of both orders; with 1.0 the demo's judge learned nothing (docs/first-stages.md)
+# Weight of the divergence of both orders; with 1 the demo's judge learned nothing (docs/first-stages.md).
+CONSISTENCY = 0.1
 EDGE = 0.1  # share of the steps over which the first and the last loss are averaged
 
 
