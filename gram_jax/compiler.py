@@ -1,11 +1,13 @@
 """Options of XLA's compiler by chip, with the reason for each; results change by rounding only."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import jax
 
+from gram_jax.errors import VMEM, RecipeError, in_short
 from gram_jax.sharding import Placement
 
 Options = Mapping[str, str | int | float | bool]
@@ -27,6 +29,10 @@ TRAINING: Mapping[str, Options] = {**_V5P, "TPU v6 lite": {**_WIDE, **_ASYNC}}
 SCORING: Mapping[str, Options] = {**TRAINING, "TPU v5 lite": _WIDE}
 
 
+# What libtpu says of an unknown option, of a wrong value, and of options with which a kernel needs too much VMEM.
+REJECTED = ("No such compile option", "into flag xla", VMEM)
+
+
 def compiler_options(
     placement: Placement,
     changes: Options | None = None,
@@ -41,6 +47,21 @@ def compiler_options(
     kind = placement.mesh.devices.flat[0].device_kind
     chosen = {**table.get(kind, {}), **(changes or {})}
     return {name: _text(value) for name, value in chosen.items() if value != ""}
+
+
+@contextmanager
+def explain_compiler_options() -> Iterator[None]:
+    """Raises RecipeError if the block, which compiles, fails because of an option of the compiler."""
+    try:
+        yield
+    except Exception as error:
+        text = str(error)
+        if not any(words in text for words in REJECTED):
+            raise
+        raise RecipeError(
+            f"the compiler rejects execution.compiler_options: {in_short(text)}\n"
+            'Remove the change; the value "" removes an option that gram_jax sets for the chip (docs/meshes.md)'
+        ) from error
 
 
 def with_compiler_options(

@@ -591,10 +591,13 @@ def test_what_the_compiler_rejects_for_memory_is_an_answer_too(recipe):
     with pytest.raises(ValueError, match="a bug"):
         make_plan(program_of(lambda: fail(ValueError("a bug"))), target)
     vmem = "RESOURCE_EXHAUSTED: E1001: CompileTimeScopedVmemOom:\nRan out of memory in memory space vmem"
-    with pytest.raises(
-        RecipeError, match=r"CompileTimeScopedVmemOom[\s\S]*execution.compiler_options"
-    ):
-        make_plan(program_of(lambda: fail(RuntimeError(vmem))), target)
+    unknown = "INVALID_ARGUMENT: No such compile option: 'nonsense'"
+    unread = "INVALID_ARGUMENT: Failed to parse 'abc' into flag xla_tpu_scoped_vmem_limit_kib: "
+    for message in (vmem, unknown, unread):
+        with pytest.raises(
+            RecipeError, match=r"rejects execution.compiler_options: .*(Vmem|nonsense|abc)"
+        ):
+            make_plan(program_of(lambda text=message: fail(RuntimeError(text))), target)
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ from typing import Any
 
 import jax
 
-from gram_jax.errors import VMEM, RecipeError, in_short, is_out_of_memory
+from gram_jax.compiler import explain_compiler_options
+from gram_jax.errors import is_out_of_memory
 from gram_jax.plan.chips import Chip, link_bandwidth
 from gram_jax.plan.collectives import Traffic, collectives
 from gram_jax.plan.cycles import HEAD, PRODUCTS, Operation, operations, pallas_calls
@@ -145,17 +146,14 @@ def _compile(program: Program, capacity: int | None) -> tuple[Any, MemoryFit]:
     arguments = bytes_on_a_device(program.arguments)
     if capacity is not None and arguments > capacity:
         return None, MemoryFit(arguments, arguments, capacity)
-    try:
-        compiled = program.lower().compile()
-    except Exception as error:
-        if VMEM in str(error):
-            raise RecipeError(
-                f"libtpu cannot compile the program with these compiler options: {in_short(str(error))}\n"
-                "Remove changes of execution.compiler_options"
-            ) from error
-        if not is_out_of_memory(error):
-            raise
-        return None, MemoryFit(arguments, arguments + _temporaries_named(str(error)), capacity)
+    with explain_compiler_options():
+        try:
+            compiled = program.lower().compile()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            needed = arguments + _temporaries_named(str(error))
+            return None, MemoryFit(arguments, needed, capacity)
     found, memory = compiled.memory_analysis(), memory_of(compiled)
     assert memory is not None  # the compilers of all planned platforms report it
     peak = getattr(found, "peak_memory_in_bytes", 0) or None

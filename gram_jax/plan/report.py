@@ -125,7 +125,8 @@ def compared(old: Mapping[str, Any], new: Mapping[str, Any]) -> PlanTable:
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise RecipeError(
-            f"--against: expected the output of gram-jax plan --json of a program that fits; missing: {error}"
+            f"--against: expected the output of this version's gram-jax plan --json, of a program that fits; "
+            f"missing: {error}"
         ) from error
     return "compared", ("", "before", "now", "change"), rows
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from gram_jax.compiler import explain_compiler_options
 from gram_jax.errors import (
     DoesNotFitError,
     explain_out_of_memory,
@@ -92,15 +93,16 @@ def compile_step(
     """Compile the step before its arguments are allocated, and compare its memory with what is free.
 
     make: the lowered step under changed recipe keys, {} for none. alternatives: changes to try if it does not fit,
-    cheapest first. Raises DoesNotFitError with the first two that fit.
+    cheapest first. Raises DoesNotFitError with the first two that fit, RecipeError for wrong compiler options.
     """
     free = free_bytes(placement)
-    try:
-        compiled = make({}).compile()
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        raise DoesNotFitError(_advice(make, alternatives, free, str(error))) from error
+    with explain_compiler_options():
+        try:
+            compiled = make({}).compile()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise DoesNotFitError(_advice(make, alternatives, free, str(error))) from error
     memory = memory_of(compiled)
     if memory is not None and free is not None and memory.total > free:
         found = f"it needs {memory.to_text()}, and {format_bytes(free)} are free"
