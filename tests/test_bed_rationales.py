@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_runs import compiled_programs  # noqa: F401
 
@@ -30,29 +31,40 @@ def demonstration():
 
 
 @pytest.fixture(scope="module")
-def pairs(demonstration):
-    tasks, seen = demonstration.rationale_tasks, set()
-    return [
-        *tasks.pairs(0, 12, test=True, seen=seen),
-        *tasks.pairs(0, 12, test=False, seen=seen),
-    ]
+def asked(demonstration):
+    """The options by default."""
+    return demonstration.parse(["out"])
 
 
-def test_all_pairs_fit_with_their_rationales(demonstration, pairs):
-    asked, tasks = demonstration.parse(["out"]), demonstration.rationale_tasks
+@pytest.fixture(scope="module")
+def pairs(demonstration, asked, tmp_path_factory):
+    """All pairs of the comparison by default."""
+    bed = demonstration.make_bed(tmp_path_factory.mktemp("bed"), asked.pairs, asked.test_pairs)
+    return [*bed.test, *bed.train]
+
+
+def test_all_pairs_fit_with_their_rationales(demonstration, asked, pairs):
+    tasks = demonstration.rationale_tasks
     tokenizer = load_tokenizer("smollm2-135m")
-    length, most = asked.max_length, asked.rationale_tokens
-    spec = make_spec(tokenizer, rationale="think", max_rationale=most, max_length=length)
+    length, most, template = asked.max_length, asked.max_rationale, demonstration.DEMO_TEMPLATE
+    spec = make_spec(
+        tokenizer, template=template, rationale="think", max_rationale=most, max_length=length
+    )
     items = [(pair.prompt, pair.chosen, pair.rejected) for pair in pairs]
     encoded = encode_fitting_items(tokenizer, spec.comparison, items, length)
     texts = [tasks.rationale(pair, 0, swapped=False) for pair in pairs]
     found = encode_rationales(tokenizer, spec, encoded, texts)
-    assert max(len(one.tokens) for one in found) <= length + asked.extra_length  # none is None
+    # None is None, and the rows of equally many documents hold them.
+    lengths = [[len(one.tokens) for one in kind] for kind in (encoded, found)]
+    per_row = [row / np.mean(of) for row, of in zip(asked.row_lengths, lengths, strict=True)]
+    assert max(map(max, lengths)) <= min(asked.row_lengths)
+    assert per_row == pytest.approx([8.5, 8.5], abs=0.2)
 
 
-def test_every_rationale_says_which_response_is_right(demonstration, pairs):
+def test_every_rationale_says_which_response_is_right(demonstration, asked, pairs):
     tasks = demonstration.rationale_tasks
-    assert len({pair.prompt for pair in pairs}) == len(pairs) == 24 * len(tasks.KINDS)
+    expected = (asked.pairs + asked.test_pairs) * len(tasks.KINDS)
+    assert len({pair.prompt for pair in pairs}) == len(pairs) == expected
     for pair in pairs:
         first, second = (tasks.rationale(pair, 0, swapped=swapped) for swapped in (False, True))
         work, right, wrong = first.split("\n")
@@ -113,8 +125,7 @@ def test_the_comparison_runs_and_resumes(demonstration, tmp_path, monkeypatch):
         monkeypatch.setattr(module, "KINDS", ("add", "position", "item_count"))
     words = [
         str(tmp_path / "out"), "--model", "tiny-random", "--seeds", "0", "--pairs", "2", "--test-pairs", "2",
-        "--steps", "2", "--points", "1", "--batch-size", "8", "--max-length", "320", "--rationale-tokens", "64",
-        "--extra-length", "128",
+        "--steps", "2", "--points", "1", "--max-length", "320", "--max-rationale", "64", "--row-lengths", "640", "896",
     ]  # fmt: skip
     demonstration.main(words)
     results = tmp_path / "out" / "results.json"

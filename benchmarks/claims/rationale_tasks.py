@@ -65,7 +65,7 @@ def starts_with(f: Fields) -> str:
 
 
 def asked(f: Fields) -> str:
-    """The number of items or sentences that is asked for."""
+    """The number of items that is asked for."""
     return f"asked {f['n']}"
 
 
@@ -73,12 +73,6 @@ def items_of(answer: str) -> str:
     """The items of a list one by one, and their number."""
     items = split(answer)
     return f"{', '.join(f'{at} {item}' for at, item in enumerate(items, 1))}, count {len(items)}"
-
-
-def sentences_of(answer: str) -> str:
-    """The sentences one by one, by their subjects, and their number."""
-    subjects = [text.split()[1] for text in answer.split(".") if text.strip()]
-    return f"{', '.join(f'{at} {x}' for at, x in enumerate(subjects, 1))}, count {len(subjects)}"
 
 
 # What a rationale says of the prompt, and of a response (default: its answer), by kind.
@@ -92,12 +86,8 @@ WORK: Mapping[str, Callable[[Fields], str]] = {
     "word_length": word_length,
     "starts_with": starts_with,
     "item_count": asked,
-    "sentence_count": asked,
 }
-SAYS: Mapping[str, Callable[[str], str]] = {
-    "item_count": items_of,
-    "sentence_count": sentences_of,
-}
+SAYS: Mapping[str, Callable[[str], str]] = {"item_count": items_of}
 KINDS = tuple(WORK)
 
 

@@ -1,9 +1,10 @@
 """A judge that writes short structured rationales against the one-token judge, on kinds that code can check.
 
-    python benchmarks/claims/rationales.py OUT [--model smollm2-135m] [--seeds 0 1 2] [--pairs 60] [--test-pairs 40]
+    python benchmarks/claims/rationales.py OUT [--model smollm2-135m] [--seeds 0 1 2] [--pairs 72] [--test-pairs 40]
 
-For each seed two judges learn from the same pairs in both orders, with the same number of steps and of documents in a
-step: "label" by stage finetune, "rationale" by stage rationale, with the rationales of rationale_tasks.py. At several
+For each seed two judges learn from the same pairs in both orders, with the same number of steps and about the same
+number of documents in a step: "label" by stage finetune, "rationale" by stage rationale, with the rationales of
+rationale_tasks.py. At several
 steps both are tested on other pairs of the same kinds, with other words: the one-token verdict of both, and the verdict
 after the most likely rationale. OUT gets results.json and results.md: accuracy, the share of pairs with the same
 preference in both orders, generated tokens, and the share of rationales that are right, by kind, with 95 % intervals
@@ -25,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import rationale_tasks
 from intervals import Estimate, estimate, mean_over_pairs
 from rationale_tasks import KINDS, Pair
+from sizes import DEMO_TEMPLATE
 
 from gram_jax.cli.console import Console
 from gram_jax.data.reading import read_records
@@ -108,24 +110,24 @@ def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def train_judge(kind: str, seed: int, bed: Bed, out: Path, asked: argparse.Namespace) -> Path:
     """The run of a judge, which is trained if it is not finished."""
     folder = out / "runs" / f"{kind}-{seed}"
-    every = asked.steps // asked.points
+    every, at = asked.steps // asked.points, list(RECIPES).index(kind)
     settings: dict[str, Any] = {
         "run.output_dir": str(folder),
         "run.seed": seed,
         "run.max_steps": asked.steps,
         "model.name_or_path": asked.model,
         "data.train": [str(bed.files[kind])],
+        "judge.template": DEMO_TEMPLATE,
         "judge.max_length": asked.max_length,
-        "batch.batch_size": asked.batch_size,
-        "batch.max_length": asked.max_length + (asked.extra_length if kind == "rationale" else 0),
-        "batch.packing": False,
+        "batch.batch_size": 1,
+        "batch.max_length": asked.row_lengths[at],
         "batch.gradient_accumulation_steps": 1,
         "optimizer.learning_rate": asked.learning_rate,
         "checkpoint.save_steps": every,
         "checkpoint.keep_period": every,
     }
     if kind == "rationale":
-        settings |= {"judge.max_rationale": asked.rationale_tokens}
+        settings |= {"judge.max_rationale": asked.max_rationale}
     train(read_recipe(RECIPES[kind], [f"{key}={json.dumps(x)}" for key, x in settings.items()]))
     return folder
 
@@ -239,19 +241,20 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--pairs", type=int, default=60, help="training pairs of each kind")
+    parser.add_argument("--pairs", type=int, default=72, help="training pairs of each kind")
     parser.add_argument("--test-pairs", type=int, default=40, help="test pairs of each kind")
-    parser.add_argument("--steps", type=int, default=240)
-    parser.add_argument("--points", type=int, default=3, help="number of tests in a run")
-    parser.add_argument("--batch-size", type=int, default=8, help="documents in a step")
-    parser.add_argument("--learning-rate", type=float, default=5e-5)
-    parser.add_argument("--max-length", type=int, default=144, help="tokens of a comparison")
-    parser.add_argument("--rationale-tokens", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument("--points", type=int, default=2, help="number of tests in a run")
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--max-length", type=int, default=128, help="tokens of a comparison")
+    parser.add_argument("--max-rationale", type=int, default=80, help="tokens of a rationale")
     parser.add_argument(
-        "--extra-length",
+        "--row-lengths",
         type=int,
-        default=80,
-        help="tokens that a rationale and its frame add to a row",
+        nargs=len(RECIPES),
+        default=[720, 1088],
+        metavar=tuple(RECIPES),
+        help="tokens of the row of a step, with about eight documents of either judge",
     )
     asked = parser.parse_args(words)
     if asked.steps % asked.points:
