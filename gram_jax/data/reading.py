@@ -16,8 +16,6 @@ import numpy as np
 
 from gram_jax.data.detection import detect_schema, with_own_template
 from gram_jax.data.fields import (
-    IDS,
-    SOURCES,
     Fields,
     check_encodable,
     id_of,
@@ -25,7 +23,7 @@ from gram_jax.data.fields import (
     source_of,
 )
 from gram_jax.data.lists import graded_pairs
-from gram_jax.data.mapping import ColumnMap, checked_map, mapped
+from gram_jax.data.mapping import ColumnMap, check_read, checked_map, mapped, unread_columns
 from gram_jax.data.records import Candidates, Comparison, Record, content_id, texts_of
 from gram_jax.data.report import ReadReport
 from gram_jax.data.schemas import Schema
@@ -114,16 +112,17 @@ class RecordStream:
                 yield record
 
     def _records(self) -> Iterator[Record]:
-        rows = _mapped_rows(read_rows(self.spec, keep_faulty=self.on_bad == "skip"), self.map)
+        rows = read_rows(self.spec, keep_faulty=self.on_bad == "skip")
         sample = list(itertools.islice(rows, SAMPLE_ROWS))
-        where, fields = _readable(sample)
+        where, fields = _readable(list(_mapped_rows(sample, self.map)))
         alone = self.kind == "prompts"
         found = detect_schema(self.spec.schema_or(self.schema), where, fields, prompts_alone=alone)
         schema = with_own_template(found, where, fields)
         _check_kind(self.kind, schema, self.spec.path)
-        self._unread = tuple(sorted({x for row in fields for x in row} - schema.columns - META))
+        check_read(self.map, schema)
+        self._unread = unread_columns((row.fields for row in sample), self.map, schema)
         read = self._records_of_group if schema.grouped else self._records_of_row
-        yield from read(itertools.chain(sample, rows), schema)
+        yield from read(_mapped_rows(itertools.chain(sample, rows), self.map), schema)
 
     def _records_of_row(self, rows: Iterable[Row], schema: Schema) -> Iterator[Record]:
         for row in rows:
@@ -185,16 +184,14 @@ class RecordStream:
 
 
 PAIRED = ("preference", "pair", "comparison")
-META = frozenset((*IDS, *SOURCES))
 
 
-def _map_of(spec: SourceSpec, map: ColumnMap | None) -> ColumnMap | None:
+def _map_of(spec: SourceSpec, map: ColumnMap | None) -> ColumnMap:
     """The map of a source, or the one of all sources."""
-    chosen = spec.map or map
-    return checked_map(chosen) if chosen else None
+    return checked_map(spec.map or map or {})
 
 
-def _mapped_rows(rows: Iterable[Row], map: ColumnMap | None) -> Iterator[Row]:
+def _mapped_rows(rows: Iterable[Row], map: ColumnMap) -> Iterator[Row]:
     """The rows with the columns of a map; a row that lacks one has a fault."""
     for row in rows:
         if map and row.fault is None:
@@ -250,10 +247,13 @@ def source_schema(source: Source, *, schema: str = "auto", map: ColumnMap | None
 
 def _detected(source: Source, schema: str, map: ColumnMap | None, *, prompts_alone: bool) -> Schema:
     spec = parse_source(source)
-    rows = _mapped_rows(read_rows(spec, keep_faulty=True), _map_of(spec, map))
+    own = _map_of(spec, map)
+    rows = _mapped_rows(read_rows(spec, keep_faulty=True), own)
     sample = list(itertools.islice(rows, SAMPLE_ROWS))
     name = spec.schema_or(schema)
-    return detect_schema(name, *_readable(sample), prompts_alone=prompts_alone)
+    found = detect_schema(name, *_readable(sample), prompts_alone=prompts_alone)
+    check_read(own, found)
+    return found
 
 
 def _readable(sample: Sequence[Row]) -> tuple[str, list[Fields]]:

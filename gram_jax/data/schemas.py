@@ -22,9 +22,11 @@ from gram_jax.data.verdicts import (
 )
 from gram_jax.judge.messages import MEDIA, BadField, Notes, Seen, with_system
 
-# Columns that every schema reads if a row has them.
+# Columns of one meaning.
 SYSTEM = "system|system_prompt|system_message"
 TOOLS = "tools"
+VERDICTS = ("label", "winner", "preference")
+# Columns that every schema reads if a row has them.
 COMMON = ("margin", "weight", "rationale", TOOLS, *SYSTEM.split("|"))
 
 Reader = Callable[[Fields, Notes], Sequence[Record]]
@@ -236,7 +238,7 @@ ALL = (
     _pair(
         "labeled-pairs",
         (ASKED + "|instruction", "response_a", "response_b"),
-        Words(("label", "winner", "preference"), _LABELS),
+        Words(VERDICTS, _LABELS),
     ),
     _pair("pairs", (ASKED + "|instruction", "response_a", "response_b"), unlabeled),
     _pair(
