@@ -15,7 +15,13 @@ from gguf import GGMLQuantizationType as Quant
 
 from gram_jax import tree
 from gram_jax.errors import CheckpointError, LayoutError
-from gram_jax.interop.gguf import gguf_config, load_gguf, recover_rope_scaling
+from gram_jax.interop.gguf import (
+    GgufFile,
+    gguf_config,
+    load_gguf,
+    open_gguf,
+    recover_rope_scaling,
+)
 from gram_jax.interop.gguf_tokenizer import gguf_tokenizer
 from gram_jax.interop.hf_names import tensor_mappings
 from gram_jax.interop.tiny import tiny_tokenizer
@@ -399,3 +405,32 @@ def test_an_unsupported_tokenizer_is_named(write, name, tmp_path):
     path = write_gguf(tmp_path / "x.gguf", tiny_config("llama", True), {}, tokenizer=write)
     with pytest.raises(LayoutError, match=name):
         gguf_tokenizer(path)
+
+
+WRONG = {  # of a key of the tokenizer: a value that is no token, type or id
+    "tokens": ([1, 2], "holds a value of the wrong type|damaged"),
+    "tokens as a number": (5, "holds a value of the wrong type"),
+    "token_type": (5, "holds a value of the wrong type"),
+    "bos_token_id": ("1", "holds a value of the wrong type"),
+    "eos_token_id": (-1, None),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_values_of_the_wrong_type_in_a_tokenizer_are_errors(name, tmp_path, monkeypatch):
+    path = write_gguf(
+        tmp_path / "x.gguf",
+        tiny_config("llama", True),
+        {},
+        tokenizer=vocabulary(tiny_tokenizer(), "smollm"),
+    )
+    value, message = WRONG[name]
+    metadata = open_gguf(path).metadata | {f"tokenizer.ggml.{name.split(' ')[0]}": value}
+    monkeypatch.setattr(
+        "gram_jax.interop.gguf_tokenizer.open_gguf", lambda path: GgufFile(metadata, {})
+    )
+    if message is None:  # no such token
+        assert gguf_tokenizer(path).eos_token is None
+    else:
+        with pytest.raises((LayoutError, CheckpointError), match=message):
+            gguf_tokenizer(path)
