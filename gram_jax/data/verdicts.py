@@ -1,7 +1,7 @@
 """How the rows of a schema state which response is better: words, scores, a strength, or one column for each verdict.
 
 A verdict reads the label of a row, and the margin if it has one. A Words verdict reads several columns if a row has
-them, and they must agree.
+them, and those that are not null must agree.
 """
 
 from collections.abc import Callable, Mapping
@@ -42,18 +42,16 @@ class Words:
     margin: str = "margin"
 
     def __call__(self, row: Fields) -> tuple[Label | None, float | None]:
-        found: dict[str, Label | None] = {
-            name: self._read(row, name) for name in self.columns if name in row
-        }
-        if not found:
+        given = [name for name in self.columns if name in row]
+        if not given:
             column(row, self.columns[0])  # raises
-        first = next(iter(found))
-        for name, label in found.items():
-            if label != found[first]:
+        stated = [(name, self._read(row, name)) for name in given]
+        stated = [(name, label) for name, label in stated if label is not None]
+        for name, label in stated:
+            first, other = stated[0]
+            if label != other:
                 raise BadField(name, f"the verdict of {first} ({row[first]!r})", row[name])
-        if found[first] is None:
-            return None, None
-        return found[first], optional_number(row, self.margin)
+        return (stated[0][1], optional_number(row, self.margin)) if stated else (None, None)
 
     def _read(self, row: Fields, name: str) -> Label | None:
         value: Any = row[name]
@@ -118,12 +116,14 @@ class OneHot:
 
     def __call__(self, row: Fields) -> tuple[Label | None, float | None]:
         names: dict[str, Label] = {self.first: 0, self.second: 1, self.tie: "tie"}
-        held = [name for name in names if number_value(_bit(row, name), name) == 1]
+        held = [name for name in names if _bit(row, name)]
         if len(held) != 1:
             raise BadField(self.first, f"a 1 in one of {', '.join(names)}", Seen(f"{len(held)}"))
         return names[held[0]], None
 
 
-def _bit(row: Fields, name: str) -> Any:
-    value = column(row, name)
-    return {"0": 0, "1": 1}.get(value, value) if isinstance(value, str) else int(value)
+def _bit(row: Fields, name: str) -> bool:
+    value: Any = column(row, name)
+    if value not in (0, 1, "0", "1"):
+        raise BadField(name, "0 or 1", value)
+    return value in (1, "1")
