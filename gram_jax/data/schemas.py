@@ -26,8 +26,8 @@ from gram_jax.judge.messages import MEDIA, BadField, Notes, Seen, with_system
 SYSTEM = "system|system_prompt|system_message"
 TOOLS = "tools"
 VERDICTS = ("label", "winner", "preference")
-# Columns that every schema reads if a row has them.
-COMMON = ("margin", "weight", "rationale", TOOLS, *SYSTEM.split("|"))
+# Columns that every schema reads if a row has them; one of grouped rows only those of the prompt.
+COMMON = ("margin", "weight", "rationale", TOOLS, SYSTEM)
 
 Reader = Callable[[Fields, Notes], Sequence[Record]]
 
@@ -65,8 +65,9 @@ class Schema:
     @property
     def columns(self) -> frozenset[str]:
         """All columns that may be read."""
+        common = (TOOLS, SYSTEM) if self.grouped else COMMON
         names = (
-            name for path in (*self.fields, *self.optional, *COMMON) for name in path.split("|")
+            name for path in (*self.fields, *self.optional, *common) for name in path.split("|")
         )
         return frozenset(map(root, names))
 
