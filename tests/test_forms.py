@@ -713,7 +713,7 @@ def test_rendered_rows_are_the_readable_ones_as_mapped(tmp_path: Path):
     path = tmp_path / "gram.jsonl"
     path.write_text("\n".join(lines))
     assert rendered_rows(path) == good[:64]
-    assert [row["input"] for row in rendered_rows(path, map={"input": "theirs"})] == ["x"] * 64
+    assert [row["source"] for row in rendered_rows(path, map={"source": "theirs"})] == ["x"] * 64
 
 
 def test_empty_columns_of_a_mixture_are_not_read(tmp_path: Path):

@@ -407,30 +407,36 @@ def test_an_unsupported_tokenizer_is_named(write, name, tmp_path):
         gguf_tokenizer(path)
 
 
-WRONG = {  # of a key of the tokenizer: a value that is no token, type or id
-    "tokens": ([1, 2], "holds a value of the wrong type|damaged"),
-    "tokens as a number": (5, "holds a value of the wrong type"),
-    "token_type": (5, "holds a value of the wrong type"),
-    "bos_token_id": ("1", "holds a value of the wrong type"),
-    "eos_token_id": (-1, None),
+WRONG = {  # of a key of the tokenizer: a value that is no list of tokens, no type or no id
+    "tokens": lambda tokens: [1] * len(tokens),
+    "merges": lambda merges: 5,
+    "token_type": lambda types: 5,
+    "scores": lambda scores: 5,
+    "bos_token_id": lambda index: "1",
+    "eos_token_id": lambda index: [1],
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_values_of_the_wrong_type_in_a_tokenizer_are_errors(name, tmp_path, monkeypatch):
-    path = write_gguf(
-        tmp_path / "x.gguf",
-        tiny_config("llama", True),
-        {},
-        tokenizer=vocabulary(tiny_tokenizer(), "smollm"),
-    )
-    value, message = WRONG[name]
-    metadata = open_gguf(path).metadata | {f"tokenizer.ggml.{name.split(' ')[0]}": value}
+def with_metadata(monkeypatch, path, **values):
+    found = open_gguf(path).metadata | {f"tokenizer.ggml.{key}": x for key, x in values.items()}
     monkeypatch.setattr(
-        "gram_jax.interop.gguf_tokenizer.open_gguf", lambda path: GgufFile(metadata, {})
+        "gram_jax.interop.gguf_tokenizer.open_gguf", lambda path: GgufFile(found, {})
     )
-    if message is None:  # no such token
-        assert gguf_tokenizer(path).eos_token is None
-    else:
-        with pytest.raises((LayoutError, CheckpointError), match=message):
-            gguf_tokenizer(path)
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_values_of_the_wrong_type_in_a_tokenizer_are_errors(key, tmp_path, monkeypatch):
+    write = vocabulary(tiny_tokenizer(), "smollm")
+    path = write_gguf(tmp_path / "x.gguf", tiny_config("llama", True), {}, tokenizer=write)
+    value = WRONG[key](open_gguf(path).metadata.get(f"tokenizer.ggml.{key}"))
+    with_metadata(monkeypatch, path, **{key: value})
+    with pytest.raises((LayoutError, CheckpointError), match=r"x.gguf.*(wrong type|damaged)"):
+        gguf_tokenizer(path)
+
+
+def test_an_id_below_0_is_no_token(tmp_path, monkeypatch):
+    write = vocabulary(tiny_tokenizer(), "smollm")
+    path = write_gguf(tmp_path / "x.gguf", tiny_config("llama", True), {}, tokenizer=write)
+    last = open_gguf(path).metadata["tokenizer.ggml.tokens"][-1]
+    with_metadata(monkeypatch, path, padding_token_id=-1)
+    assert gguf_tokenizer(path).pad_token != last

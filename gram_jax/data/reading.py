@@ -378,11 +378,8 @@ class SourcesStream:
         limit: int | None = None,
         map: ColumnMap | None = None,
     ):
-        self.sources, self.limit, self.read = (
-            tuple(sources),
-            _checked_limit(limit),
-            ReadReport(0, 0),
-        )
+        self.sources, self.limit = tuple(sources), _checked_limit(limit)
+        self.read = ReadReport(0, 0)
         self._open = partial(RecordStream, kind=kind, schema=schema, on_bad=on_bad, map=map)
         self._repeated: frozenset[int] | None = None
 
