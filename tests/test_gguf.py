@@ -411,7 +411,6 @@ WRONG = {  # of a key of the tokenizer: a value that is no list of tokens, no ty
     "tokens": lambda tokens: [1] * len(tokens),
     "merges": lambda merges: 5,
     "token_type": lambda types: 5,
-    "scores": lambda scores: 5,
     "bos_token_id": lambda index: "1",
     "eos_token_id": lambda index: [1],
 }
