@@ -42,16 +42,19 @@ class Words:
     margin: str = "margin"
 
     def __call__(self, row: Fields) -> tuple[Label | None, float | None]:
-        given = [name for name in self.columns if name in row]
-        if not given:
+        found: dict[str, Label | None] = {
+            name: self._read(row, name) for name in self.columns if name in row
+        }
+        if not found:
             column(row, self.columns[0])  # raises
-        stated = [(name, self._read(row, name)) for name in given]
-        stated = [(name, label) for name, label in stated if label is not None]
-        for name, label in stated:
-            first, other = stated[0]
-            if label != other:
+        stated = [name for name, label in found.items() if label is not None]
+        if not stated:
+            return None, None
+        first, *others = stated
+        for name in others:
+            if found[name] != found[first]:
                 raise BadField(name, f"the verdict of {first} ({row[first]!r})", row[name])
-        return (stated[0][1], optional_number(row, self.margin)) if stated else (None, None)
+        return found[first], optional_number(row, self.margin)
 
     def _read(self, row: Fields, name: str) -> Label | None:
         value: Any = row[name]
