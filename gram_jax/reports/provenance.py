@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from gram_jax.checkpoint.run_info import RECIPE, read_info
 from gram_jax.errors import ReportError
 from gram_jax.evals.datasets import HUB
+from gram_jax.files import expand_user
 from gram_jax.interop.hub import CARD, read_front_matter
 from gram_jax.interop.resolve import SMOLLM2
 from gram_jax.recipes.reading import read_recipe
@@ -85,7 +86,7 @@ def find_origin(
             "give the run that this model was exported from"
         )
     start = stages[0].start if stages else ""
-    card = read_front_matter(Path(start).expanduser() / CARD) if start else {}
+    card = read_front_matter(expand_user(start, error=ReportError) / CARD) if start else {}
     known = SMOLLM2_HUB if start == SMOLLM2 else start if _license_of(start) else None
     base = base or known or _one(card.get("base_model"))
     license = license or _one(card.get("license")) or _license_of(base or "")
@@ -99,7 +100,7 @@ def _stages(run: Path) -> list[StageRun]:
     while (run / RECIPE).is_file() and run.resolve() not in seen:
         seen.add(run.resolve())
         stages.insert(0, StageRun(read_recipe(run / RECIPE), read_info(run)))
-        run = Path(stages[0].start).expanduser()
+        run = expand_user(stages[0].start, error=ReportError)
     if not stages:
         raise ReportError(
             f"--run {run}: expected the folder of a run, with its {RECIPE}; there is none"
