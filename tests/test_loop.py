@@ -31,6 +31,7 @@ from gram_jax.errors import (
     CheckpointError,
     DataError,
     DoesNotFitError,
+    GramWarning,
     MissingExtraError,
     NonFiniteError,
     RecipeError,
@@ -38,10 +39,12 @@ from gram_jax.errors import (
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer
 from gram_jax.model.specs import param_specs
 from gram_jax.recipes.reading import make_recipe, read_recipe, recipe_values
+from gram_jax.run.directory import RunDirectory
 from gram_jax.run.lifecycle import open_checkpoints, open_run
 from gram_jax.run.metrics import MetricsWriter, accept_metrics, read_metrics, truncate
 from gram_jax.sharding import check_divides, make_placement
 from gram_jax.training.compiling import compile_step, explain_step_memory
+from gram_jax.training.setup import set_up
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +228,30 @@ def test_lora_on_a_rank_run_goes_on_after_an_interruption(tmp_path, monkeypatch)
             train(recipe, curves=True)
         result = train(recipe)
         assert ("score" in saved_state(result)) == (stage == "bradley_terry")
+
+
+def test_a_run_stays_on_the_step_of_its_start_that_it_began_with(tmp_path, one_device):
+    steps = {"run__max_steps": 2, "optimizer__warmup_steps": 0.0}
+    base = tiny_recipe("finetune", tmp_path / "base", **steps)
+    start = {"model__name_or_path": base.run.output_dir}
+    lora = tiny_recipe("finetune", tmp_path / "lora", **steps, **start, **LORA)
+    with pytest.warns(GramWarning, match="step 1 of 2"):
+        train(base, stop_at_step=1)
+        result = train(lora)
+    expected = saved_state(result)
+    train(base)
+    jax.tree.map(np.testing.assert_array_equal, saved_state(result), expected)
+
+    noted, pinned = json.loads((result.folder / "run.json").read_text()), f"{tmp_path / 'base'}@1"
+    assert json.loads((result.folder / "model" / "base.json").read_text())["base"] == pinned
+    assert set_up(lora, RunDirectory(result.folder, noted), one_device).start == pinned
+    del noted["start"]  # as in runs of older versions
+    newest = f"{tmp_path / 'base'}@2"
+    assert set_up(lora, RunDirectory(result.folder, noted), one_device).start == newest
+
+    shutil.rmtree(tmp_path / "base" / "checkpoints" / "1")
+    with pytest.raises(CheckpointError, match=r"of the LoRA(.|\n)*step 1; its steps: 2"):
+        saved_state(result)
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """Weights, config, tokenizer and judge specification of a model by its name (interop/resolve.py)."""
 
-import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -9,7 +8,7 @@ import jax
 
 from gram_jax import tree
 from gram_jax.checkpoint.run_info import read_info
-from gram_jax.errors import CheckpointError, GramWarning, LayoutError
+from gram_jax.errors import CheckpointError, LayoutError
 from gram_jax.files import read_json
 from gram_jax.finite import check_weights
 from gram_jax.interop.adapters import adapted, adapted_config, adapter_base
@@ -22,7 +21,7 @@ from gram_jax.interop.hf_files import (
     hf_config,
     load_hf,
 )
-from gram_jax.interop.resolve import TEXTS, WEIGHTS, ModelSource, local_source
+from gram_jax.interop.resolve import TEXTS, WEIGHTS, ModelSource, check_final, local_source
 from gram_jax.interop.tiny import tiny_config, tiny_params, tiny_tokenizer
 from gram_jax.judge.spec import DEFAULT_LENGTH, JudgeSpec, make_reward_spec
 from gram_jax.judge.spec import FILE_NAME as JUDGE_FILE
@@ -233,11 +232,15 @@ def trained_weights(
         note = read_json(folder / BASE_FILE)
         lora, base = LoraConfig(note["rank"], note["alpha"], tuple(note["targets"])), note["base"]
     with Checkpoints(run / "checkpoints", keep=None) as checkpoints:
-        if step is None:
-            _check_final(run, checkpoints.latest())
-        elif step not in (found := checkpoints.all_steps()):
+        found = checkpoints.all_steps()
+        if step is None and found:
+            check_final(run, found[-1])
+        elif step is not None and step not in found:
             steps = ", ".join(map(str, found)) or "none"
-            raise CheckpointError(f"{run} has no checkpoint of step {step}; its steps: {steps}")
+            raise CheckpointError(
+                f"{run} has no checkpoint of step {step}; its steps: {steps}. Restore it from a copy; "
+                "[checkpoint] max_to_keep and keep_period of its recipe say which steps a run keeps"
+            )
         saved = checkpoints.params_shapes(step)
         specs = param_specs(cfg) if lora is None else lora_specs(cfg, lora)
         if SCORE in saved:
@@ -273,21 +276,6 @@ def load_lora(name: str | Path, placement: Placement) -> tuple[ModelConfig, Tree
             f"{name} trained all weights, not a LoRA (recipe: [lora]): convert it as a model"
         )
     return cfg, params, lora, base
-
-
-def _check_final(run: Path, newest: int | None) -> None:
-    """Compare a run's newest step with its number of steps."""
-    info = read_info(run)
-    steps = info.get("steps")
-    if newest is None or steps is None or newest == steps:
-        return
-    if info.get("finished"):
-        raise CheckpointError(
-            f"{run} finished with step {steps}, but its newest checkpoint is step {newest}: the last one is lost. "
-            "Restore it from a copy, or start the run's `gram-jax train` command again, which computes it again"
-        )
-    message = f"{run} is not finished: this is step {newest} of {steps}"
-    warnings.warn(message, category=GramWarning, stacklevel=2)
 
 
 def _base(run: Path, name: str, cfg: ModelConfig, placement: Placement, dtype: str | None) -> Tree:

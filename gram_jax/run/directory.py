@@ -1,8 +1,8 @@
 """The directory of a run: its content, and whether a run may resume in it.
 
 recipe.toml      the resolved recipe
-run.json         stage, number of steps, fingerprints of data and judge, data statistics, whether the run is finished,
-                 its id at Weights & Biases
+run.json         stage, number of steps, start model, fingerprints of data and judge, data statistics, whether the run is
+                 finished, its id at Weights & Biases
 lock.json        the running job, if there is one
 model/           config.json, tokenizer, judge.json, base.json under LoRA, and a manifest of their hashes; together
                  with the newest checkpoint this is a model, loaded by the run's name

@@ -129,13 +129,14 @@ def trained_specs(recipe: Recipe, cfg: ModelConfig) -> Tree:
 
 
 def start_weights(
-    recipe: Recipe, specs: Tree, placement: Placement
+    recipe: Recipe, start: str, specs: Tree, placement: Placement
 ) -> tuple[ModelConfig, Tree, Tree]:
     """(config, weights to train, frozen weights) at the start of a run.
 
-    specs: of `trained_specs`. Weights to train have the recipe's param_dtype, frozen ones its compute_dtype.
+    start: name of the initial model, with a step if it is a run. specs: of `trained_specs`. Weights to train have the
+    recipe's param_dtype, frozen ones its compute_dtype.
     """
-    start, dtype = recipe.model.name_or_path, recipe.model.param_dtype
+    dtype = recipe.model.param_dtype
     if recipe.lora is None:
         cfg, loaded = load_model(start, placement, dtype)
         frozen: Tree = {}
