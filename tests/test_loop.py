@@ -23,10 +23,12 @@ from tiny_runs import (  # noqa: F401
     write_pairs,
 )
 
+import gram_jax.training.evaluation as evaluation
 import gram_jax.training.loop as loop
 from gram_jax import tree
 from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.data.batches import BatchPlan
+from gram_jax.data.records import Comparison
 from gram_jax.errors import (
     CheckpointError,
     DataError,
@@ -37,6 +39,7 @@ from gram_jax.errors import (
     RecipeError,
 )
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer
+from gram_jax.judge.messages import as_prompt
 from gram_jax.model.specs import param_specs
 from gram_jax.recipes.reading import make_recipe, read_recipe, recipe_values
 from gram_jax.run.directory import RunDirectory
@@ -177,6 +180,24 @@ def test_stage_two_trains_on_labeled_and_unlabeled_pairs_with_order_consistency(
     with pytest.raises(RecipeError, match="both"):
         values = tiny_values("finetune", tmp_path / "x", loss__order_consistency=1.0)
         make_recipe(values | {"data": values["data"] | {"position_augmentation": "hash"}})
+
+
+def test_held_out_pairs_without_labels_have_the_metrics_of_the_objective_alone(
+    tmp_path, monkeypatch
+):
+    recipe = tiny_recipe("finetune", tmp_path / "run", loss__order_consistency=0.1)
+    pairs = [Comparison(as_prompt(f"{n}?"), "one", "two", label=None) for n in range(3)]
+    setup = types.SimpleNamespace(
+        recipe=recipe, valid_plan=object(), valid_records=pairs, placement=None, steps=6
+    )
+    metrics = MetricsWriter(None, [])
+    outputs = types.SimpleNamespace(
+        metrics=metrics, run=types.SimpleNamespace(beat=lambda activity: None)
+    )
+    monkeypatch.setattr(evaluation, "held_out_metrics", lambda *_: {"order_divergence": 0.5})
+    state = types.SimpleNamespace(params={})
+    evaluation.evaluate_held_out(setup, outputs, None, None, {}, 6, state)
+    assert metrics.rows == [{"step": 6, "valid_order_divergence": 0.5}]
 
 
 @pytest.mark.slow
