@@ -211,6 +211,8 @@ def load_run(
     if lora is None:
         return cfg, params
     base = _base(run, name, cfg, placement, dtype)
+    if SCORE in params or cfg.head == "language":
+        base.pop(SCORE, None)  # of a reward model; the run trains or drops it
     base["layers"]["lora_scale"] = lora_scales(cfg, lora, placement)
     return cfg, merge_lora(tree.merge(base, params))
 
@@ -244,7 +246,7 @@ def trained_weights(
         saved = checkpoints.params_shapes(step)
         specs = param_specs(cfg) if lora is None else lora_specs(cfg, lora)
         if SCORE in saved:
-            specs[SCORE] = score_spec(cfg)
+            specs.setdefault(SCORE, score_spec(cfg))  # a classifier's config has its own
         abstract = tree.map_with_path(
             lambda path, spec: jax.ShapeDtypeStruct(
                 spec.shape, _dtype(path, saved, dtype), sharding=placement.sharding(*spec.axes)
@@ -287,7 +289,6 @@ def _base(run: Path, name: str, cfg: ModelConfig, placement: Placement, dtype: s
         ) from error
     if found != cfg:
         raise LayoutError(f"the base {name!r} of the LoRA in {run} is another model now")
-    base.pop(SCORE, None)  # of a reward model; the run trains or drops it
     return base
 
 

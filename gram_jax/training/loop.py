@@ -164,6 +164,8 @@ def run_steps(
                         evaluate(done, state)
             run.beat(f"waiting for the data of step {done + 1}")
     except NonFiniteError as error:
+        if averages.tokens:  # of the good steps since the last line, which are saved
+            write_line(averages, int(state.step), outputs.metrics, watch.lap())
         raise NonFiniteError(f"{error}. {_save_good_state(outputs, recipe, state)}") from None
     run.beat(f"saving step {done}")
     outputs.checkpoints.wait()
@@ -227,8 +229,7 @@ def first_state(
             return init_state(params, setup.optimizer, setup.abstract), frozen
         frozen = {}
         if recipe.lora is not None:
-            compute_dtype = recipe.execution.compute_dtype
-            frozen = frozen_weights(setup.start, recipe.lora.config, compute_dtype, placement)[1]
+            frozen = frozen_weights(recipe, setup.start, placement)[1]
         return checkpoints.restore(newest, setup.abstract), frozen
 
 

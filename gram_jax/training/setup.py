@@ -91,6 +91,11 @@ def set_up(
     found = directory.info.get("start") or pin_step(recipe.model.name_or_path)
     start = broadcast_object(found)  # a run may save a step while the processes look
     cfg, tokenizer, spec = _judge(recipe)
+    if recipe.stage == "bradley_terry" and cfg.head in ("labels", "margin"):
+        raise RecipeError(
+            f"{recipe.model.name_or_path} is a classifier of verdicts (head {cfg.head!r}); stage bradley_terry trains a "
+            "scalar head: start from the language model that it was made from, or from a scalar reward model"
+        )
     check_divides(tree.flatten(param_specs(cfg)), placement)
     execution = make_execution(recipe, placement, recipe.execution.remat)
     backend = backend_of(execution, cfg, batch.max_length)  # raises if there is none
