@@ -237,6 +237,26 @@ def test_a_turn_after_the_deadline_is_refused_though_a_slot_is_free():
         pass
 
 
+def test_turns_that_nobody_waited_for_are_not_held_against_a_client(pool):
+    turns, order = Turns(1), []
+    for client in ["early"] + [str(number) for number in range(1000)]:
+        with turns.turn(client):
+            time.sleep(0.3 if client == "early" else 0)
+
+    def take(client: str) -> None:
+        with turns.turn(client):
+            order.append(client)
+
+    with turns.turn("first"):
+        waiting = []
+        for number, client in enumerate(["busy", "busy", "early"]):
+            waiting.append(pool.submit(take, client))
+            until(lambda number=number: turns.waiting == number + 1)
+    for one in waiting:
+        one.result(10)
+    assert order == ["busy", "early", "busy"]
+
+
 def test_clients_get_turns_one_after_the_other(pool):
     turns, order = Turns(1), []
 

@@ -17,7 +17,7 @@ from scipy.special import expit
 
 from gram_jax.data.examples import shown_first
 from gram_jax.data.reading import read_records
-from gram_jax.evals.curation import CurationConfig, JudgedPair, by_source, curate, suspects
+from gram_jax.evals.curation import CurationConfig, JudgedPair, curate, curation_figures, suspects
 from gram_jax.interop.models import load_tokenizer
 from gram_jax.judge.encode import encode_fitting_items
 from gram_jax.judge.messages import as_prompt
@@ -232,4 +232,4 @@ def test_curation_finds_flipped_labels_of_the_bed(bed, splits, share, tmp_path):
     assert len(found & wrong) > 0.6 * len(wrong) and len(found & wrong) > 0.8 * len(found)
     left = sum(pair.chosen != truth[pair.id] for pair in curate(judged, config))
     assert left < 0.55 * len(wrong)
-    assert set(by_source(judged, config)) == {"all", *(row["source"] for row in rows)}
+    assert set(curation_figures(judged, config).by_source) == {row["source"] for row in rows}

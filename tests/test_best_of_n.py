@@ -16,6 +16,7 @@ from gram_jax.checkpoint.manifest import write_manifest
 from gram_jax.errors import CheckpointError, DataError
 from gram_jax.evals.best_of_n import best_of, best_of_n_rows, divergence, rate, run_best_of_n
 from gram_jax.evals.graded import expected_of_k
+from gram_jax.evals.intervals import wilson_interval
 from gram_jax.generation.generator import TextGenerator
 from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.hf_files import GENERATION
@@ -79,6 +80,14 @@ def test_the_change_since_one_is_of_the_same_prompts():
         low, high = table[-1][name]["interval"]
         assert high - low > 0.05
     shown = best_of_n_rows(table)
+    # Without a change in n prompts: as between two judges, symmetric around 0.
+    same = best_of(np.full((20, 4), 0.5), None)[-1]["proxy"]["change"]
+    unseen = wilson_interval(0, 20)[1]
+    assert same["mean"] == 0 and same["interval"] == pytest.approx((-unseen, unseen))
+    for prompts in (3, 20):  # the same change in each
+        change = best_of(np.tile([0.5, 0.6, 0.5, 0.5], (prompts, 1)), None)[-1]["proxy"]["change"]
+        low, high = change["interval"]
+        assert change["mean"] == pytest.approx(0.075) and -1 <= low < 0.075 < high <= 1
     assert shown[0][-1] == "-" and re.fullmatch(r"-0\.1\d+ \(-0\.1\d+ to -0\.1\d+\)", shown[-1][-1])
 
 

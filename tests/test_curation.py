@@ -15,12 +15,13 @@ from gram_jax.errors import DataError
 from gram_jax.evals.curation import (
     CurationConfig,
     JudgedPair,
-    by_source,
     curate,
+    curation_figures,
     judge_agreement,
     read_judged,
     suspects,
 )
+from gram_jax.evals.curation_card import curation_table
 from gram_jax.hashing import stable_hash
 from gram_jax.judge.messages import as_prompt
 from gram_jax.scoring.files import score_file
@@ -79,10 +80,10 @@ def test_flipped_labels_are_found_and_repaired(share, tmp_path):
         errors = sum(pair.chosen.startswith("bad") for pair in kept)
         assert errors <= most * len(wrong)
         assert len(kept) == len(records) - (len(found) if action == "drop" else 0)
-    figures = by_source(judged, CurationConfig())
-    assert figures["all"].suspected == len(found)
-    assert figures["easy"].pairs + figures["hard"].pairs == figures["all"].pairs == 200
-    assert figures["all"].agreement == pytest.approx(1 - share, abs=0.06)
+    figures = curation_figures(judged, CurationConfig())
+    assert figures.all.suspected == len(found)
+    assert figures.by_source["easy"].pairs + figures.by_source["hard"].pairs == 200
+    assert figures.all.pairs == 200 and figures.all.agreement == pytest.approx(1 - share, abs=0.06)
 
 
 def judged_pair(*p: float, bias: float = 0.0, labeled: bool = True, label: int = 0) -> JudgedPair:
@@ -90,6 +91,23 @@ def judged_pair(*p: float, bias: float = 0.0, labeled: bool = True, label: int =
     sides = np.sign(np.stack([values + bias / 2, values - bias / 2], 1) - 0.5)
     pair = Comparison(as_prompt("q"), "a", "b", label, id="x", weight=2.0)
     return JudgedPair(pair, labeled, values, sides)
+
+
+def test_a_source_may_have_any_name_and_does_not_replace_the_figures_of_all_pairs():
+    pairs = [judged_pair(p) for p in (0.9, 0.1, 0.1)]
+    sources = ("all", "web", "")
+    pairs = [
+        replace(one, pair=replace(one.pair, source=source))
+        for one, source in zip(pairs, sources, strict=True)
+    ]
+    figures = curation_figures(pairs, CurationConfig())
+    assert (figures.all.pairs, figures.all.suspected) == (3, 2)
+    assert {name: one.pairs for name, one in figures.by_source.items()} == {"all": 1, "web": 1}
+    assert [row[:2] for row in curation_table(figures).rows] == [
+        ("all", "3"),
+        ("all", "1"),
+        ("web", "1"),
+    ]
 
 
 def test_verdicts_follow_from_thresholds_and_unanimity():
@@ -177,7 +195,8 @@ def test_the_command_writes_pairs_figures_and_a_card_with_hashes(tmp_path):
     found = json.loads((tmp_path / "clean.jsonl.curation.json").read_text())
     assert found["inputs"]["contents"] == contents_of(read_records(str(source))[0])
     assert [len(file["sha256"]) for file in found["inputs"]["scores"]] == [64, 64]
-    assert found["by_source"]["all"]["suspected"] == len(found["suspects"]) > 30
+    assert found["all"]["suspected"] == len(found["suspects"]) > 30
+    assert sum(one["pairs"] for one in found["by_source"].values()) == found["all"]["pairs"] == 200
     card = (tmp_path / "clean.jsonl.card.md").read_text()
     assert found["inputs"]["scores"][0]["sha256"] in card and found["suspects"][0]["id"] in card
     before = out.read_bytes()

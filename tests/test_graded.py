@@ -47,6 +47,22 @@ def test_the_grade_of_the_pick_stands_between_random_and_best():
     assert two == [2, pytest.approx((2 / 3 + 1) / 2), pytest.approx((2.5 / 3 + 1) / 2)]
 
 
+@pytest.mark.parametrize("prompts", [1, 2, 4])
+def test_the_share_of_the_gain_of_a_few_prompts_has_an_interval_that_holds_it_or_none(prompts):
+    """The share is negative if the picks are worse than a random response, so it has no interval of Wilson's."""
+    kinds = [[1, 0, 0, 0], [1, 0, 1, 1]]
+    for grades in (kinds[:1], kinds[1:], kinds):
+        rankings = [
+            graded(str(at), [-1, 2, 0, -1], grades[at % len(grades)]) for at in range(prompts)
+        ]
+        gain = best_of_n(rankings).official[-1]
+        assert gain.name == "share of the possible gain" and gain.value < 0
+        if gain.interval is not None:
+            low, high = gain.interval
+            assert low <= gain.value <= high
+    assert gain.interval is None or prompts > 1
+
+
 def test_equally_strong_responses_share_the_credit_and_equal_grades_do_not_count():
     table = pick_scores([graded("a", [1, 1, 0], [1, 0, 0]), graded("b", [1, 0], [1, 1])])
     assert table.value() == 0.5 and table.counts.sum() == 1

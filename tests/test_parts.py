@@ -114,6 +114,30 @@ def test_joined_parts_have_the_bytes_of_one_process(tmp_path, count, part_rows):
     merge_parts(str(out))  # a file with the same content is no conflict
 
 
+def test_only_the_rows_that_are_shortened_are_counted_and_not_their_parts(tmp_path):
+    """Rows of rationales hold scores, which say for themselves whether they are shortened."""
+    score = {"first": 0.5, "shortened": True}
+
+    def rows(records, bar):
+        return [
+            {
+                "id": record.id,
+                "row": number,
+                "score": score,
+                "direct": score,
+                "shortened": number > 20,
+            }
+            for number, record in records
+        ]
+
+    done = [
+        write(tmp_path / "out.jsonl", Shard(at, 2, 5), made=RowTask(rows, lambda record: 1, 4))
+        for at in range(2)
+    ]
+    merged = merge_parts(str(tmp_path / "out.jsonl"))
+    assert sum(one.shortened for one in done) == merged.shortened == 3
+
+
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -1,13 +1,15 @@
 """A judge behind HTTP gives the scores of the same judge in this process, whatever serves it."""
 
 import json
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from fake_judge import parts
+from fake_judge import FakeJudge, parts
 from remote_servers import TransformersServer, answering
 
 from gram_jax.data.records import Comparison
@@ -113,6 +115,17 @@ def test_our_own_server_is_asked_for_both_orders_as_token_ids(judge):
             RemoteScorer(address.url, judge.spec, judge.tokenizer, token="wrong").score(*PAIRS[0])
 
 
+def test_a_server_of_a_judge_that_reads_each_response_alone_is_refused():
+    from server import serving
+
+    from gram_jax.serve.admission import Limits
+
+    scalar = FakeJudge()
+    scalar.reads_comparisons = False
+    with serving(Limits(), scalar) as address, pytest.raises(RemoteError, match="reads responses"):
+        RemoteScorer(address.url, scalar.spec, scalar.tokenizer)
+
+
 def margins(body) -> dict:
     """Of each sequence: its number of tokens."""
     rows = [{"index": at, "probs": [len(x) / 2, -len(x) / 2]} for at, x in enumerate(body["input"])]
@@ -145,6 +158,85 @@ def test_a_deadline_ends_the_attempts(monkeypatch):
         with pytest.raises(RemoteError, match="status 503"):
             scorer(url, deadline=0.3).score("q", "a", "b")
         assert time.monotonic() - started < 2
+
+
+def test_after_ctrl_c_no_request_is_repeated(monkeypatch):
+    monkeypatch.setattr(remote, "RETRY_SECONDS", (300.0, 300.0))
+    busy = threading.Event()
+
+    def answer(path, body):
+        if len(body["input"]) == 2:
+            busy.wait(60)
+            return 200, margins(body)
+        busy.set()
+        return 503, {}
+
+    def interrupt(count: int) -> None:
+        raise KeyboardInterrupt
+
+    with answering(answer) as url:
+        far, started = scorer(url, batch_size=2, concurrency=2), time.monotonic()
+        (text,) = far.encoder().encode([("q", "a", "b")])
+        with pytest.raises(KeyboardInterrupt):
+            far.label_logit_diffs([text] * 3, paired=False, progress=interrupt)
+        far.close()  # waits for its threads, as the interpreter does
+        assert time.monotonic() - started < 200
+
+
+def test_closing_ends_the_calls_of_other_threads(monkeypatch):
+    monkeypatch.setattr(remote, "RETRY_SECONDS", (300.0, 300.0))
+    asked = threading.Event()
+
+    def answer(path, body):
+        asked.set()
+        return 503, {}
+
+    with answering(answer) as url, ThreadPoolExecutor(1) as pool:
+        far = scorer(url)
+        call = pool.submit(far.score, "q", "a", "b")
+        assert asked.wait(60)
+        far.close()
+        with pytest.raises(RemoteError, match="stopped"):
+            call.result(60)
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "node-1", "http://node:80a", "http://node:99999", "http://", "ftp://node", ""]
+)  # fmt: skip
+def test_a_url_that_cannot_be_asked_is_an_error_at_once(url):
+    with pytest.raises(JudgeError, match="http://node-1:8000"):
+        scorer(url)
+
+
+@pytest.mark.parametrize("token", ["", "two words", "line\n", "\u00e9"])
+def test_a_token_that_cannot_be_sent_is_an_error_without_it(token):
+    with pytest.raises(JudgeError, match="the token cannot be sent") as error:
+        scorer("http://node-1:8000", token=token)
+    assert not token or token not in str(error.value)
+
+
+@pytest.mark.parametrize("found", [{"data": []}, {"detail": "x"}, {"data": 1}, [1], None, "ok"])
+def test_a_server_that_answers_something_else_at_the_start_is_an_error(found):
+    tokenizer, spec = parts()
+    with answering(lambda path, body: (200, found)) as url:
+        for settings in ({}, {"model": "m"}, {"protocol": "vllm"}):
+            with pytest.raises(RemoteError, match="not of the protocol"):
+                RemoteScorer(url, spec, tokenizer, **settings)
+
+
+@pytest.mark.parametrize("protocol", ["vllm", "vllm_generative"])
+def test_progress_is_in_pairs_in_every_protocol(protocol):
+    def answer(path, body):
+        rows = body.get("items") or margins(body)["data"]
+        scored = [{"index": at, "score": 0.5} for at in range(len(rows))]
+        return 200, {"data": scored if path == "/generative_scoring" else rows}
+
+    tokenizer, spec = parts()
+    done = []
+    with answering(answer) as url:
+        far = RemoteScorer(url, spec, tokenizer, protocol=protocol, model="m")
+        found = list(far.stream([("q", "a", "b"), ("r", "a", "b")], progress=done.append))
+    assert sum(done) == len(found) == 2
 
 
 @pytest.mark.parametrize(

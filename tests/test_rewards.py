@@ -177,6 +177,11 @@ def test_empty_calls_and_wrong_arguments():
         rewards_of(["a"], prompts=["q", "q"])
     with pytest.raises(DataError, match="expected one of group, neighbors, reference"):
         RewardForm(compare_with="groups")
+    for wrong in ("Seven.", ("Seven.", 2), None):
+        with pytest.raises(DataError, match="references: expected a tuple of texts"):
+            RewardForm("reference", references=wrong)
+        with pytest.raises(DataError, match="end_tokens: expected a tuple of texts"):
+            RewardForm(end_tokens=wrong)
 
 
 CHATML = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
@@ -225,6 +230,7 @@ def test_calls_and_results_of_tools_are_part_of_what_is_judged():
     "completion",
     [
         [],
+        np.array([], object),
         [{"role": "assistant", "content": None, "tool_calls": []}],
         [{"role": "assistant", "reasoning_content": "6 * 7 is"}],
     ],
@@ -389,6 +395,18 @@ def test_the_form_of_verl(from_environment):
     from_environment(REFERENCE)
     found = compute_score("math", "aaa", "a", {"prompt": [{"role": "user", "content": "q"}]})
     assert found == {"score": pytest.approx(expit(1))}
+    # As a data frame holds lists.
+    question = np.array([{"role": "user", "content": "q"}], object)
+    for truth, reward in (
+        (np.array(["a"], object), expit(1)),
+        (np.array(["a", "aaaaa"], object), 0.5),
+        ({"ground_truth": np.array(["a"], object)}, expit(1)),
+        (np.int64(4), expit(1)),
+    ):
+        found = compute_score("math", "aaa", truth, {"prompt": question})
+        assert found == {"score": pytest.approx(reward)}
+    with pytest.raises(DataError, match="nothing to be compared with"):
+        compute_score("math", "aaa", np.array([], object), {"prompt": question})
     with pytest.raises(DataError, match="extra_info has no prompt"):
         compute_score("math", "aaa", "a", {"index": 3})
     from_environment(RewardForm())
@@ -424,6 +442,11 @@ def variables(monkeypatch):
         ({}, "GRAM_JAX_JUDGE is not set"),
         ({"POLICY": "tiny-random", "COMPARE_WITH": "group"}, "leave out one of the two"),
         ({"MAX_NEW_TOKENS": "few"}, "GRAM_JAX_MAX_NEW_TOKENS"),
+        *(
+            ({name: value}, f"GRAM_JAX_{name} is ")
+            for name in ("REFERENCES", "END_TOKENS")
+            for value in ('"Seven."', "5", "null", "[1, 2]", '{"a": "b"}')
+        ),
     ],
 )
 def test_wrong_variables_are_errors_before_anything_is_loaded(variables, values, match):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from cli_runner import run_cli
 from fastapi.testclient import TestClient
+from jax import monitoring
 from tiny_runs import (  # noqa: F401
     compiled_programs,
     tiny_recipe,
@@ -16,6 +17,7 @@ from tiny_runs import (  # noqa: F401
     write_pairs,
 )
 
+from gram_jax import compiler
 from gram_jax.data.reading import read_records
 from gram_jax.errors import JudgeError
 from gram_jax.evals.pairwise import evaluate_pairs
@@ -31,6 +33,7 @@ from gram_jax.rewards.forms import RewardForm, Rewards
 from gram_jax.rl.judged import judged_reward
 from gram_jax.rl.loop import run_rl
 from gram_jax.run.metrics import read_metrics
+from gram_jax.scoring.remote import RemoteScorer
 from gram_jax.scoring.request_batcher import BatchedScorer, RequestBatcher
 from gram_jax.scoring.results import read_rows
 from gram_jax.scoring.scalar import ScalarRewardModel, load_judge
@@ -121,10 +124,19 @@ def test_rewards_in_groups_are_win_rates_of_the_differences(reward_model):
     assert found == pytest.approx(expected.tolist())
 
 
-def test_the_programs_are_compiled_before_the_first_call(reward_model):
-    reward_model.warm_up(rankings=True)
-    before = reward_model.rewards([("q", "a")]).tolist()
-    assert before == reward_model.rewards([("q", "a")]).tolist()
+def test_the_programs_are_compiled_before_the_first_call(tiny, monkeypatch):
+    # As on a chip with options of the compiler, which make another program.
+    options = {"xla_cpu_enable_fast_math": False}
+    monkeypatch.setattr(compiler, "compiler_options", lambda *args, **settings: options)
+    cfg, params, head, execution = tiny
+    model = model_of({**params, "score": head}, execution, cfg, tokens_per_call=256)
+    model.warm_up(rankings=True)
+    compiled = []
+    monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
+    )
+    model.rank("q", ["a", "b"])
+    assert compiled == []
 
 
 def test_int8_weights_and_another_number_of_tokens_per_call_give_nearly_the_same(
@@ -230,6 +242,9 @@ def test_a_server_and_trainers_take_a_baseline(trained):
         assert answer.status_code == 200, answer.text
         assert answer.json()["first"] == judge.score("1", "oak zzz", "ash").first
         assert http.get("/readyz").status_code == 200
+        assert http.post("/classify", json={"input": [1, 2, 3]}).status_code == 422
+    with pytest.raises(JudgeError, match="scalar reward model"):
+        RemoteScorer.load(done.folder, "http://127.0.0.1:9", protocol="vllm", model="m")
 
 
 @pytest.mark.slow

@@ -94,6 +94,8 @@ def test_a_deadline_that_passes_in_the_queue_is_an_error_and_nothing_is_scored(c
     assert judge.sizes == [1]
     wrong = client.post("/v1/score_pair", json=PAIR, headers={"x-deadline-ms": "soon"})
     assert wrong.status_code == 422
+    longest = client.post("/v1/score_pair", json=PAIR, headers={"x-deadline-ms": "9" * 400})
+    assert longest.status_code == 200  # the deadline of the server
 
 
 def test_ten_times_the_load_is_answered_or_refused_and_nothing_hangs():

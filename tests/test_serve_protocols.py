@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import numpy as np
 import pytest
+from fake_judge import parts
 from scipy.special import expit
-from server import CHAT, HISTORY, client_for
+from server import CHAT, HISTORY, PAIR, client_for
 
 from gram_jax.errors import DataError, NonFiniteError
 from gram_jax.judge.encode import encode_items
@@ -305,6 +306,26 @@ def test_token_ids_are_classified_in_the_order_given(judge):
         wrong = client.post("/classify", json={"input": [ids[0], [10**7], []]}).json()
         assert [one["index"] for one in wrong["data"]] == [0]
         assert [one["index"] for one in wrong["errors"]] == [1, 2]
+
+
+def test_rendered_comparisons_are_refused_if_the_judge_reads_each_response_alone(judge):
+    judge.reads_comparisons = False
+    ids = parts()[0]("Which response is better?").input_ids
+    turns = [{"role": "user", "content": "Which response is better?"}]
+    with client_for(judge) as client:
+        for path, body in (
+            ("/classify", {"input": ids}),
+            ("/classify", {"input": [ids, ids]}),
+            ("/v1/chat/completions", {"messages": turns}),
+        ):
+            wrong = client.post(path, json=body)
+            assert wrong.status_code == 422 and wrong.json()["error"]["code"] == "unusable"
+            assert "/v1/score_pair" in wrong.text and judge.calls == 0
+        assert client.post("/classify", json={"input": PAIR}).status_code == 200
+        assert client.get("/readyz").json()["reads"] == "responses"
+    judge.reads_comparisons = True
+    with client_for(judge) as client:
+        assert client.get("/readyz").json()["reads"] == "comparisons"
 
 
 def test_classify(client):

@@ -140,8 +140,8 @@ def curate(
     from gram_jax.distributed.lock import hold_new_file
     from gram_jax.evals.curation import (
         CurationConfig,
-        by_source,
         curate,
+        curation_figures,
         provenance,
         read_judged,
     )
@@ -151,7 +151,7 @@ def curate(
     with hold_new_file(out, overwrite=overwrite, error=DataError):
         records, _ = read_records(source, "comparison", **rows.arguments())
         judged = read_judged(records, scores)
-        figures, kept = by_source(judged, config), curate(judged, config)
+        figures, kept = curation_figures(judged, config), curate(judged, config)
         inputs = provenance(source, records, scores)
         places = write_curation(out, judged, figures, config, inputs, len(kept))
         write_preferences(out, kept)  # last: an interrupted command can be repeated

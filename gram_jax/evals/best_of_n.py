@@ -20,6 +20,7 @@ from gram_jax.errors import DataError
 from gram_jax.evals.evaluate import open_folder
 from gram_jax.evals.graded import expected_of_k
 from gram_jax.evals.intervals import BootstrapTable
+from gram_jax.evals.paired import paired_gain
 from gram_jax.files import write_atomic, write_json
 from gram_jax.generation.generator import TextGenerator
 from gram_jax.interop.models import model_config
@@ -131,8 +132,9 @@ def rate(
 def best_of(proxy: np.ndarray, oracle: np.ndarray | None) -> list[dict[str, Any]]:
     """Mean reward of the response that the proxy selects among k of n samples, for k = 1, 2, 4, ..., n.
 
-    The mean over all subsets of k samples is exact. proxy, oracle: f [prompts, n]. Both have the mean reward and its
-    change from k = 1. Intervals are 95 %, over prompts. The interval of a change is paired by prompt and narrower.
+    The mean over all subsets of k samples is exact. proxy, oracle: f [prompts, n], from 0 to 1. Both have the mean
+    reward and its change from k = 1. Intervals are 95 %, over prompts. The interval of a change is paired by prompt and
+    narrower.
     """
     n = proxy.shape[1]
     rows = []
@@ -147,7 +149,8 @@ def best_of(proxy: np.ndarray, oracle: np.ndarray | None) -> list[dict[str, Any]
             )
             row[name] = _over_prompts(means)
             if k > 1:
-                row[name]["change"] = _over_prompts(means - first[name])
+                change, interval = paired_gain(first[name], means, np.arange(len(means)))
+                row[name]["change"] = {"mean": change, "interval": interval}
             else:
                 first[name] = means
         rows.append(row)

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -71,7 +71,7 @@ class JudgedPair:
 
 @dataclass(frozen=True)
 class SourceCuration:
-    """Figures of one source (kind) of pairs.
+    """Figures of the pairs of one source (kind), or of all.
 
     agreement: share of pairs whose label the mean of the judges prefers. unanimous: share on which all judges agree in
     both orders. order_consistency: mean over judges of the share of pairs with the same preference in both orders.
@@ -84,6 +84,13 @@ class SourceCuration:
     agreement: float
     unanimous: float
     order_consistency: float
+
+
+class CurationFigures(NamedTuple):
+    """all: of all pairs, also of those without a source."""
+
+    all: SourceCuration
+    by_source: dict[str, SourceCuration]
 
 
 def read_judged(
@@ -121,12 +128,12 @@ def curate(pairs: Iterable[JudgedPair], config: CurationConfig) -> list[Comparis
     return [pair for pair in found if pair is not None]
 
 
-def by_source(pairs: Sequence[JudgedPair], config: CurationConfig) -> dict[str, SourceCuration]:
-    """The figures of every source, and of "all", in alphabetical order after "all"."""
+def curation_figures(pairs: Sequence[JudgedPair], config: CurationConfig) -> CurationFigures:
+    """The figures of all pairs, and of those with a source by its name, in alphabetical order."""
     names = sorted({judged.pair.source for judged in pairs} - {""})
-    groups = {"all": list(pairs)}
-    groups |= {name: [j for j in pairs if j.pair.source == name] for name in names}
-    return {name: _figures(group, config) for name, group in groups.items()}
+    groups = {name: [j for j in pairs if j.pair.source == name] for name in names}
+    each = {name: _figures(group, config) for name, group in groups.items()}
+    return CurationFigures(_figures(pairs, config), each)
 
 
 def judge_agreement(pairs: Sequence[JudgedPair]) -> list[list[float]]:

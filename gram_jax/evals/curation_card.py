@@ -8,8 +8,8 @@ from typing import Any
 from gram_jax.errors import DataError
 from gram_jax.evals.curation import (
     CurationConfig,
+    CurationFigures,
     JudgedPair,
-    SourceCuration,
     judge_agreement,
     suspects,
 )
@@ -22,8 +22,8 @@ SHOWN = 20  # suspected pairs on the card
 WIDTH = 200  # characters of a text on the card
 
 
-def curation_table(figures: dict[str, SourceCuration]) -> Table:
-    """The figures of every source."""
+def curation_table(figures: CurationFigures) -> Table:
+    """The figures of all pairs, and of every source."""
     columns = ("source", "pairs", "confirmed", "uncertain", "suspected")
     shares = ("agreement", "unanimous", "order_consistency")
     rows = tuple(
@@ -32,7 +32,7 @@ def curation_table(figures: dict[str, SourceCuration]) -> Table:
             *(f"{getattr(found, field):,}" for field in columns[1:]),
             *(format_figure(getattr(found, field)) for field in shares),
         )
-        for name, found in figures.items()
+        for name, found in [("all", figures.all), *figures.by_source.items()]
     )
     titles = (*columns, "agrees with the label", "unanimous", "order consistency")
     return Table("Labels and judges", titles, rows)
@@ -41,7 +41,7 @@ def curation_table(figures: dict[str, SourceCuration]) -> Table:
 def write_curation(
     out: Path,
     judged: Sequence[JudgedPair],
-    figures: dict[str, SourceCuration],
+    figures: CurationFigures,
     config: CurationConfig,
     inputs: dict[str, Any],
     written: int,
@@ -53,7 +53,8 @@ def write_curation(
         "inputs": inputs,
         "config": asdict(config),
         "written": written,
-        "by_source": {name: asdict(one) for name, one in figures.items()},
+        "all": asdict(figures.all),
+        "by_source": {name: asdict(one) for name, one in figures.by_source.items()},
         "judge_agreement": judge_agreement(judged),
         "suspects": [{"id": j.pair.id, "p_chosen": j.p.tolist()} for j in found],
     }
@@ -66,7 +67,7 @@ def write_curation(
 def _card(
     out: Path,
     content: dict[str, Any],
-    figures: dict[str, SourceCuration],
+    figures: CurationFigures,
     found: Sequence[JudgedPair],
 ) -> str:
     inputs, config = content["inputs"], content["config"]

@@ -124,7 +124,9 @@ def best_of_n(rankings: Sequence[RankedCandidates]) -> RankedFigures:
     )
     pick, random, best = (grades.pooled(name) for name in columns)
     gain = Metric(
-        lambda *sums: _gain(*(metric.of(*sums) for metric in (pick, random, best))), grades.subsets
+        lambda *sums: _gain(*(metric.of(*sums) for metric in (pick, random, best))),
+        grades.subsets,
+        mean=False,
     )
     decided = int(picks.counts.sum())
     credit = f"over the {decided} prompts whose grades differ; tied picks share the score"

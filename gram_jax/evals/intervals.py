@@ -18,10 +18,14 @@ ROUNDING = 1e-9  # relative rounding error of means with fractional weights
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of subsets. of: (sums of scores [..., S], counts [..., S]) -> [...]; within: names of the subsets."""
+    """A metric of subsets. of: (sums of scores [..., S], counts [..., S]) -> [...]; within: names of the subsets.
+
+    mean: whether it is a mean of scores, which is a share if they are 0 to 1; a difference or a ratio of means is not.
+    """
 
     of: Callable[[np.ndarray, np.ndarray], np.ndarray]
     within: tuple[str, ...]
+    mean: bool
 
 
 def mean_of(metrics: Sequence[Metric]) -> Metric:
@@ -29,6 +33,7 @@ def mean_of(metrics: Sequence[Metric]) -> Metric:
     return Metric(
         lambda scores, counts: np.mean([metric.of(scores, counts) for metric in metrics], axis=0),
         tuple(dict.fromkeys(name for metric in metrics for name in metric.within)),
+        mean=all(metric.mean for metric in metrics),
     )
 
 
@@ -115,6 +120,7 @@ class BootstrapTable:
         return Metric(
             lambda scores, counts: scores[..., at].sum(-1) / counts[..., at].sum(-1),
             names or self.subsets,
+            mean=True,
         )
 
     def weighed(self, weights: Mapping[str, float]) -> Metric:
@@ -122,7 +128,9 @@ class BootstrapTable:
         at = self._columns(weights)
         each = np.array(list(weights.values())) / sum(weights.values())
         return Metric(
-            lambda scores, counts: (scores[..., at] / counts[..., at]) @ each, tuple(weights)
+            lambda scores, counts: (scores[..., at] / counts[..., at]) @ each,
+            tuple(weights),
+            mean=True,
         )
 
     def value(self, metric: Metric | None = None) -> float:
@@ -139,7 +147,8 @@ class BootstrapTable:
         scores, counts = self.scores[:, at], self.counts[:, at]
         if varies and (counts > 0).sum(0).min() >= FEW:
             return low, high
-        if not ((scores >= 0) & (scores <= counts)).all():  # not a share
+        share = metric.mean and ((scores >= 0) & (scores <= counts)).all()
+        if not share:
             return (low, high) if varies else None
         value, n = self.value(metric), self.prompts(*metric.within)
         wilson = wilson_interval(value * n, n)

@@ -1,30 +1,30 @@
-"""Difference of the accuracies of two judges on the same pairs, with a paired interval."""
+"""Difference of two mean scores of the same items, such as the accuracies of two judges, with a paired interval."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from gram_jax.data.records import Comparison, contents_id
-from gram_jax.evals.intervals import BootstrapTable, factorize, wilson_interval
+from gram_jax.evals.intervals import ROUNDING, BootstrapTable, factorize, wilson_interval
 from gram_jax.evals.results import Interval, PairOutcomes
 
 
 def paired_gain(
     before: np.ndarray, after: np.ndarray, cluster: np.ndarray
 ) -> tuple[float, Interval]:
-    """Accuracy of the second judge minus that of the first, and its 95 % interval, clustered by prompt.
+    """Mean of the second scores minus that of the first, and its 95 % interval, clustered by prompt.
 
-    before, after: bool [n], which pairs are right; cluster: i [n], the prompt of each pair.
+    before, after: bool [n], which pairs are right, or f [n], scores from 0 to 1. cluster: i [n], the prompt of each.
 
     >>> gain, (low, high) = paired_gain(np.arange(40) < 20, np.arange(40) < 30, np.arange(40))
     >>> gain, low > 0
     (0.25, True)
     """
-    # 0 if only the first judge is right on a pair, 1 if only the second is, else 1/2.
+    # Also a score from 0 to 1: of pairs 0 if only the first judge is right, 1 if only the second is, else 1/2.
     scores = (1.0 + after - before) / 2
     table = BootstrapTable.of(scores, cluster, [""] * len(scores))
     gain = 2 * table.value() - 1
-    if (scores == 0.5).all():
+    if np.abs(scores - 0.5).max() < ROUNDING:
         # Resampling shows no variation. Wilson's bound for no change in n prompts limits the gain in both directions.
         unseen = wilson_interval(0, table.prompts(""))[1]
         return gain, (-unseen, unseen)

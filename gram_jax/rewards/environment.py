@@ -40,8 +40,7 @@ def load_rewards() -> Rewards:
             "GRAM_JAX_JUDGE is not set: expected the judge, as a run, an exported folder or a hub name"
         )
     try:
-        references = json.loads(os.environ.get("GRAM_JAX_REFERENCES", "[]"))
-        ends = json.loads(os.environ.get("GRAM_JAX_END_TOKENS", "[]"))
+        references, ends = _texts("GRAM_JAX_REFERENCES"), _texts("GRAM_JAX_END_TOKENS")
         penalty = float(os.environ.get("GRAM_JAX_LENGTH_PENALTY", "0"))
         max_new_tokens = int(os.environ.get("GRAM_JAX_MAX_NEW_TOKENS", MAX_NEW_TOKENS))
     except (ValueError, RecursionError) as error:
@@ -52,9 +51,9 @@ def load_rewards() -> Rewards:
     form = RewardForm(  # checks both words
         compare_with=cast(ComparedWith, os.environ.get("GRAM_JAX_COMPARE_WITH", "reference")),
         scale=cast(RewardScale, os.environ.get("GRAM_JAX_SCALE", "probability")),
-        references=tuple(references),
+        references=references,
         length_penalty=penalty,
-        end_tokens=tuple(ends),
+        end_tokens=ends,
     )
     write = None
     if policy := os.environ.get("GRAM_JAX_POLICY"):
@@ -63,3 +62,11 @@ def load_rewards() -> Rewards:
     # Trainers send one sample at a time from many threads, and a padded call costs the same for one as for many.
     judge = BatchedScorer(RequestBatcher(load_judge(model), max_queue=sys.maxsize))
     return Rewards(judge, form, write=write, buffer=GroupBuffer())
+
+
+def _texts(variable: str) -> tuple[str, ...]:
+    """The texts of a variable, () if it is not set. Raises ValueError if they are not a JSON list of texts."""
+    found = json.loads(os.environ.get(variable, "[]"))
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise ValueError(f"{variable} is {found!r:.60}")
+    return tuple(found)

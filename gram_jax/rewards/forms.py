@@ -83,8 +83,12 @@ class RewardForm:
                 raise DataError(
                     f"{name} = {found!r}: expected one of {', '.join(get_args(choices))}"
                 )
-        if isinstance(self.references, str):
-            raise DataError("references: expected a tuple of texts, found one text")
+        for name in ("references", "end_tokens"):
+            found = getattr(self, name)
+            if not isinstance(found, tuple) or not all(isinstance(text, str) for text in found):
+                raise DataError(
+                    f"{name}: expected a tuple of texts, found {type(found).__name__} {found!r:.60}"
+                )
         if self.references and self.compare_with != "reference":
             raise DataError('references need compare_with="reference"')
         if not self.length_penalty >= 0:

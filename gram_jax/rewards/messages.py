@@ -68,6 +68,8 @@ def completion_of(value: Any, notes: Notes | None = None, ends: Iterable[str] = 
     """
     if isinstance(value, str):
         return without_ends(value, ends)
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     if isinstance(value, Sequence) and not value:
         if notes is not None:
             notes[NO_CONTENT] += 1
@@ -80,11 +82,13 @@ def completion_of(value: Any, notes: Notes | None = None, ends: Iterable[str] = 
 def reference_of(label: Any) -> Any:
     """A reference from the label of a data set: text, a number, several texts, or an object that holds one of these.
 
-    None for an empty label. Raises DataError for an object without a known key.
+    None for an empty label. Arrays are read as their lists. Raises DataError for an object without a known key.
 
     >>> reference_of({"style": "rule", "ground_truth": 4}), reference_of("")
     ('4', None)
     """
+    if hasattr(label, "tolist"):  # an array, as loaders of parquet files pass lists
+        label = label.tolist()
     if isinstance(label, Mapping) and not {"role", "from"} & label.keys():
         if (key := next((key for key in LABEL_KEYS if label.get(key) is not None), None)) is None:
             raise DataError(f"expected a label with one of the keys {', '.join(LABEL_KEYS)}")

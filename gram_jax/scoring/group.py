@@ -45,6 +45,7 @@ class _GroupScorer(TextScorer):
         super().__init__(scorer.tokenizer, scorer.spec)
         self._scorer = scorer
         self.window, self.call_tokens = scorer.window, scorer.call_tokens
+        self.reads_comparisons = scorer.reads_comparisons
 
     def encoder(self) -> ComparisonEncoder:
         """That of the judge."""

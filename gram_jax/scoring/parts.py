@@ -39,6 +39,7 @@ from gram_jax.scoring.results import (
     Shard,
     WriteSummary,
     compare_metadata,
+    decode_row,
     explain_interruption,
     windows_of_rows,
     with_checksum,
@@ -159,7 +160,7 @@ class _ShardWriter:
                 part.file.rows,
                 len(content),
                 hashlib.sha256(content).hexdigest(),
-                content.count(b'"shortened": true'),
+                sum(decode_row(line)["shortened"] for line in content.splitlines(keepends=True)),
                 dict(self.dropped.pop(part.number, {})),
                 self.code,
             )

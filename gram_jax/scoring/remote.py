@@ -2,9 +2,13 @@
 
 import hashlib
 import random
+import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +18,13 @@ import numpy as np
 
 from gram_jax.errors import JudgeError, RemoteError, check_choice
 from gram_jax.finite import check_finite
-from gram_jax.interop.models import load_spec, load_tokenizer
+from gram_jax.interop.models import has_scalar_head, load_spec, load_tokenizer
 from gram_jax.judge.encode import Encoded
 from gram_jax.judge.spec import JudgeSpec, check_tokenizer
 from gram_jax.scoring.text_scorer import ScorerIdentity, TextScorer
 
 RemoteProtocol = Literal["gram", "vllm", "vllm_generative", "sglang", "sglang_generative"]
+Post = Callable[[str, Any], Any]  # (path, body) -> the JSON of the answer
 RETRIED = (408, 425, 429, 500, 502, 503, 504)
 RETRY_SECONDS = 0.25, 8.0  # first and longest wait; each wait is twice the previous one
 # Above this probability float32 loses digits of the log-odds, so the other label is requested too.
@@ -57,11 +62,12 @@ class RemoteScorer(TextScorer):
         model: its name on the server; default the one that the server lists. token: sent as bearer token. concurrency:
         number of concurrent requests. batch_size: number of sequences of a request, two for each pair. timeout: seconds
         for one attempt of a request. deadline: seconds for all attempts of a request; while the server is busy, late or
-        not reachable, it is repeated with increasing waits. Raises RemoteError if the server does not answer or has
-        another judge.
+        not reachable, it is repeated with increasing waits. Raises JudgeError for an invalid URL or token, RemoteError
+        if the server does not answer or has another judge, or a scalar reward model.
         """
         check_choice("protocol", protocol, RemoteProtocol, JudgeError)
         check_tokenizer(spec, tokenizer)
+        _check_address(url, token)
         super().__init__(tokenizer, spec)
         self.url, self.protocol, self.deadline = url.rstrip("/"), protocol, deadline
         self.batch_size = max(2, batch_size // 2 * 2)
@@ -70,22 +76,27 @@ class RemoteScorer(TextScorer):
         limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
         self._client = httpx.Client(headers=headers, timeout=timeout, limits=limits)
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="remote judge")
-        self.model = model or self._served_model()
-        if protocol == "gram" and (found := self._send("GET", "/readyz").get("judge")) != spec.hash:
-            raise RemoteError(
-                f"{self.url} has the judge {str(found)[:12]}, expected {spec.hash[:12]}: pass the judge.json and the "
-                "tokenizer of the model that is served"
-            )
+        self._stops: set[threading.Event] = set()  # of the calls that are running
+        with self._expecting_protocol():
+            self.model = model or self._served_model()
+            if protocol == "gram":
+                self._check_judge()
 
     @classmethod
     def load(cls, name: str | Path, url: str, **settings: Any) -> "RemoteScorer":
         """A judge on the server at `url`, with specification and tokenizer of the model `name`; no weights are read.
 
-        settings: the keyword arguments of the constructor. Raises JudgeError if the model has no judge.json.
+        settings: the keyword arguments of the constructor. Raises JudgeError if the model has no judge.json or is a
+        scalar reward model.
         """
         if (spec := settings.pop("spec", None) or load_spec(name)) is None:
             raise JudgeError(
                 f"{name} has no judge.json: requests need the specification of the served judge"
+            )
+        if has_scalar_head(name):
+            raise JudgeError(
+                f"{name} is a scalar reward model, expected a judge that reads both responses: score with it in this "
+                "process, or send pairs to /v1/score_pair of `gram-jax serve`"
             )
         return cls(url, spec, load_tokenizer(name), **settings)
 
@@ -104,7 +115,9 @@ class RemoteScorer(TextScorer):
         self.score("Name a prime number.", "Seven.", "Nine.")
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections. Calls that are running in other threads raise RemoteError."""
+        for stop in list(self._stops):
+            stop.set()
         self._threads.shutdown(cancel_futures=True)
         self._client.close()
 
@@ -121,12 +134,18 @@ class RemoteScorer(TextScorer):
         finite.
         """
         parts = list(self._parts(sequences))
-        found = []
-        for part, diffs in zip(parts, self._threads.map(self._checked, parts), strict=True):
-            if len(diffs) != len(part):
-                raise RemoteError(f"{self.url}: {len(diffs)} results of {len(part)} sequences")
-            found.append(np.asarray(diffs, np.float32))
-            progress(len(part))
+        found, stop = [], threading.Event()
+        ask = partial(self._checked, partial(self._send, stop, "POST"))
+        self._stops.add(stop)
+        try:
+            for part, diffs in zip(parts, self._threads.map(ask, parts), strict=True):
+                if len(diffs) != len(part):
+                    raise RemoteError(f"{self.url}: {len(diffs)} results of {len(part)} sequences")
+                found.append(np.asarray(diffs, np.float32))
+                progress(len(part))
+        finally:  # after an error or Ctrl-C the other requests are not repeated
+            stop.set()
+            self._stops.discard(stop)
         if not found:
             return np.zeros(0, np.float32)
         return check_finite(np.concatenate(found), "the logits", "comparisons")
@@ -142,23 +161,30 @@ class RemoteScorer(TextScorer):
         for _, group in groupby(sequences, key=lambda text: _beginning(text).tobytes()):
             yield list(group)
 
-    def _checked(self, part: Sequence[Encoded]) -> np.ndarray:
+    @contextmanager
+    def _expecting_protocol(self) -> Iterator[None]:
+        """Raises RemoteError if the block reads an answer that has another form."""
         try:
-            return self._ask(part)
-        except (KeyError, IndexError, TypeError, ValueError) as error:
+            yield
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
             raise RemoteError(
-                f"{self.url}: the answer is not of the protocol {self.protocol!r}: {type(error).__name__} {error}"
+                f"{self.url}: the answer is not of the protocol {self.protocol!r}: {type(error).__name__} {error}. "
+                "Check the address and the protocol"
             ) from error
 
-    def _ask(self, part: Sequence[Encoded]) -> np.ndarray:
+    def _checked(self, post: Post, part: Sequence[Encoded]) -> np.ndarray:
+        with self._expecting_protocol():
+            return self._ask(post, part)
+
+    def _ask(self, post: Post, part: Sequence[Encoded]) -> np.ndarray:
         """Label logit differences of one request's sequences."""
         ids = [text.tokens.tolist() for text in part]
         if self.protocol in ("gram", "vllm"):
             body = {"model": self.model, "input": ids, "use_activation": False}
-            rows = sorted(self._send("POST", "/classify", body)["data"], key=lambda x: x["index"])
+            rows = sorted(post("/classify", body)["data"], key=lambda x: x["index"])
             return self._classified(rows)
         if self.protocol == "sglang":
-            found = self._send("POST", "/classify", {"model": self.model, "input_ids": ids})
+            found = post("/classify", {"model": self.model, "input_ids": ids})
             rows = found if isinstance(found, list) else [found]
             return _difference(np.array([row["embedding"] for row in rows], np.float64))
         start = len(_beginning(part[0]))
@@ -171,19 +197,13 @@ class RemoteScorer(TextScorer):
             "item_first": False,
         }
         if self.protocol == "sglang_generative":
-            return _log_odds(np.array(self._send("POST", "/v1/score", body)["scores"], np.float64))
+            return _log_odds(np.array(post("/v1/score", body)["scores"], np.float64))
         body["add_special_tokens"] = False
-        first = self._generative(body)
+        first = _generative(post, body)
         if first.max() <= SATURATED:
             return _log_odds(np.stack([first, 1 - first], axis=1))
-        swapped = self._generative({**body, "label_token_ids": list(self.spec.label_ids[::-1])})
+        swapped = _generative(post, {**body, "label_token_ids": list(self.spec.label_ids[::-1])})
         return _log_odds(np.stack([first, swapped], axis=1))
-
-    def _generative(self, body: dict[str, Any]) -> np.ndarray:
-        rows = sorted(
-            self._send("POST", "/generative_scoring", body)["data"], key=lambda x: x["index"]
-        )
-        return np.array([row["score"] for row in rows], np.float64)
 
     def _classified(self, rows: Sequence[dict[str, Any]]) -> np.ndarray:
         """Logit differences from the classes' logits, or from probabilities if an old server always applies the
@@ -209,7 +229,7 @@ class RemoteScorer(TextScorer):
 
     def _served_model(self) -> str:
         """The model that the server lists. Raises RemoteError if its context is shorter than the judge's budget."""
-        found = self._send("GET", "/v1/models")["data"][0]
+        found = self._send(threading.Event(), "GET", "/v1/models")["data"][0]
         context = found.get("max_model_len")
         # One token is for the verdict: vLLM cuts longer prompts of /generative_scoring without an error.
         if context is not None and context < self.spec.max_length + 1:
@@ -219,10 +239,23 @@ class RemoteScorer(TextScorer):
             )
         return found["id"]
 
-    def _send(self, method: str, path: str, body: Any = None) -> Any:
-        """The JSON of an answer; retried until the deadline. Raises RemoteError."""
+    def _check_judge(self) -> None:
+        found = self._send(threading.Event(), "GET", "/readyz")
+        if (judge := found["judge"]) != self.spec.hash:
+            raise RemoteError(
+                f"{self.url} has the judge {str(judge)[:12]}, expected {self.spec.hash[:12]}: pass the judge.json and "
+                "the tokenizer of the model that is served"
+            )
+        if (reads := found["reads"]) != "comparisons":
+            raise RemoteError(
+                f"{self.url} has a judge that reads {reads}, expected one that reads comparisons: send the texts of "
+                "pairs to /v1/score_pair, or score in this process"
+            )
+
+    def _send(self, stop: threading.Event, method: str, path: str, body: Any = None) -> Any:
+        """The JSON of an answer; retried until the deadline or `stop`. Raises RemoteError."""
         end, wait = time.monotonic() + self.deadline, RETRY_SECONDS[0]
-        while True:
+        while not stop.is_set():
             try:
                 answer = self._client.request(method, f"{self.url}{path}", json=body)
                 if answer.status_code == 200:
@@ -241,8 +274,32 @@ class RemoteScorer(TextScorer):
                 raise RemoteError(
                     f"{self.url}{path}: no answer within {self.deadline:g} s ({problem})"
                 )
-            time.sleep(wait)
+            stop.wait(wait)
             wait = min(2 * wait, RETRY_SECONDS[1])
+        raise RemoteError(f"{self.url}{path}: the request was stopped")
+
+
+def _check_address(url: str, token: str | None) -> None:
+    """Raises JudgeError if requests cannot be made of these."""
+    try:
+        parsed = httpx.URL(url)
+        valid = parsed.scheme in ("http", "https") and parsed.host and (parsed.port or 1) < 1 << 16
+    except httpx.InvalidURL:
+        valid = False
+    if not valid:
+        raise JudgeError(
+            f"the server's URL is {url!r}: expected http or https, a host and perhaps a port, such as "
+            "http://node-1:8000"
+        )
+    if token is not None and not re.fullmatch(r"[!-~]+", token):
+        raise JudgeError(
+            "the token cannot be sent: expected printable ASCII characters without blanks"
+        )
+
+
+def _generative(post: Post, body: dict[str, Any]) -> np.ndarray:
+    rows = sorted(post("/generative_scoring", body)["data"], key=lambda x: x["index"])
+    return np.array([row["score"] for row in rows], np.float64)
 
 
 def _beginning(text: Encoded) -> np.ndarray:

@@ -242,6 +242,7 @@ class BatchedScorer(TextScorer):
         super().__init__(batcher.scorer.tokenizer, batcher.scorer.spec)
         self.batcher, self.deadline, self.client = batcher, deadline, client
         self.window = batcher.scorer.window
+        self.reads_comparisons = batcher.scorer.reads_comparisons
 
     def label_logit_diffs(
         self,

@@ -46,6 +46,8 @@ class ScalarRewardModel(TextScorer):
     response once. The bits of a reward do not depend on what else is scored.
     """
 
+    reads_comparisons = False
+
     def __init__(
         self,
         params: Tree,
@@ -106,7 +108,7 @@ class ScalarRewardModel(TextScorer):
         """Compile the program of every length before the first call; rankings have no other."""
         for length, rows in self.rows_per_call.items():
             batch = pad_items([np.zeros(1, np.int32)] * rows, 1, length)
-            jax.block_until_ready(_scalar_rewards(self.params, self.cfg, batch, self.execution))
+            jax.block_until_ready(self._program(self.params, self.cfg, batch, self.execution))
 
     def rewards(self, items: Iterable[tuple[PromptLike, str]]) -> np.ndarray:
         """Reward of each (prompt, response), f32 [n]; only differences under one prompt mean something."""
@@ -135,15 +137,16 @@ class ScalarRewardModel(TextScorer):
         first, second = rewards[np.array(at, int).reshape(-1, 2)].T
         return first - second
 
+    @property
+    def _program(self) -> Callable[..., jax.Array]:
+        return with_compiler_options(_scalar_rewards, self.execution.placement, "cfg", "execution")
+
     def _rewards(self, texts: Sequence[np.ndarray]) -> np.ndarray:
         found = np.zeros((len(texts), 1), np.float32)
-        program = with_compiler_options(
-            _scalar_rewards, self.execution.placement, "cfg", "execution"
-        )
         for indices, batch in padded_batches(
             texts, 1, list(self.rows_per_call), self.rows_per_call
         ):
-            rewards = program(self.params, self.cfg, batch, self.execution)
+            rewards = self._program(self.params, self.cfg, batch, self.execution)
             found[indices[:, 0]] = np.asarray(jax.device_get(rewards))[: len(indices)]
         return check_finite(found[:, 0], "the rewards", "responses")
 

@@ -51,11 +51,13 @@ class TextScorer:
     """Base class of judges of texts. Subclasses compute the logits.
 
     window: number of pairs that are tokenized while earlier ones are scored. call_tokens: number of tokens above which
-    the time of label_logit_diffs is proportional to their number.
+    the time of label_logit_diffs is proportional to their number. reads_comparisons: whether the model reads both
+    responses in one text, rather than each alone; only then is a comparison that a client rendered an input.
     """
 
     window = 64
     call_tokens = 2048
+    reads_comparisons = True
 
     def __init__(self, tokenizer: Any, spec: JudgeSpec):
         self.tokenizer, self.spec = tokenizer, spec
@@ -123,7 +125,7 @@ class TextScorer:
         windows = iter(lambda: list(islice(remaining, self.window)), [])
         for texts, swapped in self._encode_ahead(windows):
             diffs = self.label_logit_diffs(
-                texts, paired=True, progress=lambda count: progress(count // 2)
+                texts, paired=True, progress=_in_pairs(progress)
             ).reshape(-1, 2)
             # Both orders are one sequence, whose last bits depend on its row.
             identical = np.array([text.identical for text in texts[::2]])
@@ -248,6 +250,18 @@ class TextScorer:
                 stacklevel=2,
             )
         return texts
+
+
+def _in_pairs(progress: Callable[[int], None]) -> Callable[[int], None]:
+    """Progress in sequences, two for each pair, which may be reported one at a time."""
+    done = 0
+
+    def report(count: int) -> None:
+        nonlocal done
+        before, done = done // 2, done + count
+        progress(done // 2 - before)
+
+    return report
 
 
 def _frozen(references: int | Sequence[str]) -> int | tuple[str, ...]:

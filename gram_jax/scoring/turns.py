@@ -85,7 +85,10 @@ class FairQueue(Generic[T]):
 
 
 class Turns:
-    """At most `slots` threads at a time. The next slot is for the client that has held them for the least time."""
+    """At most `slots` threads at a time. The next slot is for the client that has held them for the least time.
+
+    Only time that others waited for counts: a turn is charged if a thread waits as it ends.
+    """
 
     def __init__(self, slots: int):
         self._free = slots
@@ -119,8 +122,8 @@ class Turns:
             yield
         finally:
             with self._lock:
-                self._waiting.charge(client, time.monotonic() - started)
                 if self._waiting:
+                    self._waiting.charge(client, time.monotonic() - started)
                     self._waiting.pop()[1].set()
                 else:
                     self._free += 1

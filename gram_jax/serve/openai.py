@@ -79,7 +79,7 @@ def chat_completions(request: ChatRequest, service: TheService, client: Client) 
     """The more likely label as the assistant's message. One order is read, and no template of the judge is added."""
     tokens = _encode(service.read_chat(request.messages), client)
     text = Encoded(tokens, np.zeros(len(tokens), np.float32))
-    diff = float(client.label_logit_diffs([text], paired=False)[0])
+    (diff,) = service.rendered_diffs(client, [text])
     # log softmax over the two labels
     logprobs = {
         label: -float(np.logaddexp(0, -margin))

@@ -5,6 +5,7 @@ import hashlib
 import re
 from functools import cache
 from importlib.resources import files
+from typing import Literal
 
 from fastapi import APIRouter, Response
 from fastapi.responses import HTMLResponse
@@ -25,12 +26,14 @@ class HealthResponse(BaseModel):
 class ReadinessResponse(BaseModel):
     """status: ready, starting, stopping, or failing: the judge gives no scores.
 
-    model: its name; judge: hash of its judge specification.
+    model: its name; judge: hash of its judge specification. reads: comparisons, or responses for a scalar reward
+    model, which reads each response alone.
     """
 
     status: str
     model: str
     judge: str
+    reads: Literal["comparisons", "responses"]
 
 
 @router.get("/", include_in_schema=False)
@@ -73,6 +76,7 @@ def readyz(response: Response, service: TheService) -> ReadinessResponse:
         status=status,
         model=service.name,
         judge=service.scorer.spec.hash,
+        reads="comparisons" if service.scorer.reads_comparisons else "responses",
     )
 
 

@@ -13,6 +13,7 @@ from fastapi import Depends, Header, Request
 
 from gram_jax.data.inputs import PairTexts
 from gram_jax.errors import DataError, GramError
+from gram_jax.judge.encode import Encoded
 from gram_jax.judge.messages import Notes, Prompt, read_messages
 from gram_jax.rewards.chats import KNOWN_FORMATS
 from gram_jax.rewards.forms import RewardForm, Rewards, end_tokens
@@ -126,6 +127,15 @@ class Service:
                 f"expected a conversation that {begin} and ends with a response to a user"
             ) from error
 
+    def rendered_diffs(self, client: BatchedScorer, texts: Sequence[Encoded]) -> list[float]:
+        """Label logit differences of comparisons that the client of the server rendered, in one order each."""
+        if not client.reads_comparisons:
+            raise unusable(
+                "expected a prompt and responses as texts, found a rendered comparison: the judge of this server reads "
+                "each response alone. Send the texts of pairs, to /v1/score_pair or /classify"
+            )
+        return client.label_logit_diffs(texts, paired=False).tolist()
+
     def rewards(self, client: BatchedScorer, samples: Sequence[Sample]) -> list[float]:
         """Rewards in the server's form. All samples have a label or none has."""
         form, write = self.form, None
@@ -186,7 +196,8 @@ async def _client(
     request: Request, service: TheService, x_deadline_ms: Annotated[int | None, Header(ge=1)] = None
 ) -> BatchedScorer:
     longest = service.limits.deadline
-    seconds = longest if x_deadline_ms is None else min(longest, x_deadline_ms / 1000)
+    # An integer of any size is compared before it becomes a float.
+    seconds = longest if x_deadline_ms is None else min(1000 * longest, x_deadline_ms) / 1000
     return BatchedScorer(service.batcher, time.monotonic() + seconds, client_of(request.scope))
 
 

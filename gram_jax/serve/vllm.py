@@ -160,7 +160,9 @@ def classify(request: ClassifyRequest, service: TheService, client: Client) -> L
         lists = [given] if _kind(given) == "tokens" else given
         items = Items("input", lists, lambda tokens: _checked(tokens, client))
         rows = items.results(
-            lambda inputs: [row(float(expit(d)), d) for d in _diffs(inputs, client)]
+            lambda inputs: [
+                row(float(expit(d)), d) for d in service.rendered_diffs(client, _encoded(inputs))
+            ]
         )
     else:
         pairs = given if isinstance(given, list) else [given]
@@ -180,19 +182,18 @@ def _checked(tokens: list[int], client: BatchedScorer) -> np.ndarray:
     return np.array(tokens, np.int32)
 
 
-def _diffs(inputs: list[np.ndarray], client: BatchedScorer) -> list[float]:
-    """Label logit differences. Inputs 2i and 2i + 1 share their common beginning: the orders of a pair."""
+def _encoded(inputs: list[np.ndarray]) -> list[Encoded]:
+    """Comparisons in one order. Inputs 2i and 2i + 1 share their common beginning: the orders of a pair."""
     shared = [0] * len(inputs)
     for at in range(0, len(inputs) - 1, 2):
         one, other = inputs[at : at + 2]
         size = min(len(one), len(other)) - 1
         differ = np.flatnonzero(one[:size] != other[:size])
         shared[at] = shared[at + 1] = int(differ[0]) if len(differ) else size
-    sequences = [
+    return [
         Encoded(tokens, np.zeros(len(tokens), np.float32), field_starts=(start, start))
         for tokens, start in zip(inputs, shared, strict=True)
     ]
-    return client.label_logit_diffs(sequences, paired=False).tolist()
 
 
 @router.post("/score")
