@@ -71,11 +71,12 @@ def test_a_setting_out_of_range_is_named(key, value):
     [
         ({"rationale": "think", "max_rationale": 16}, {}, "writes a rationale"),
         ({}, {"end_of_turn": "<|other|>"}, "differs in end_of_turn"),
-        ({"template": "{prompt}\n{first}\n{second}\n\n"}, {}, None),
+        ({"template": "{prompt}\n[One]\n{first}\n[Two]\n{second}\n[End]\n\n"}, {}, None),
     ],
 )
 def test_a_judge_that_a_recipe_cannot_state_is_refused(tmp_path, made, changed, message):
     spec = replace(make_spec(load_tokenizer("tiny-random"), max_length=192, **made), **changed)
+    (tmp_path / "data").mkdir()
     write_template(spec, tmp_path)
     judge, data = Scorer.load("tiny-random", spec=spec), write_pairs(tmp_path / "p.jsonl", 8)
     with pytest.raises(JudgeError, match=message) if message else nullcontext():
