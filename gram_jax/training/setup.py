@@ -93,8 +93,8 @@ def set_up(
     cfg, tokenizer, spec = _judge(recipe)
     if recipe.stage == "bradley_terry" and cfg.head in ("labels", "margin"):
         raise RecipeError(
-            f"{recipe.model.name_or_path} is a classifier of verdicts (head {cfg.head!r}); stage bradley_terry trains a "
-            "scalar head: start from the language model that it was made from, or from a scalar reward model"
+            f"{recipe.model.name_or_path} is a classifier of verdicts (head {cfg.head!r}); stage bradley_terry trains "
+            "a scalar head: start from the language model that it was made from, or from a scalar reward model"
         )
     check_divides(tree.flatten(param_specs(cfg)), placement)
     execution = make_execution(recipe, placement, recipe.execution.remat)
