@@ -18,6 +18,14 @@ from gram_jax.limits import MAX_CONFIG, parse_json
 PARTIAL = ".partial"  # suffix of the name of a file that is being written
 
 
+def expand_user(path: str | Path, *, error: type[GramError] = GramError) -> Path:
+    """The path with the home directory for ~ or ~USER. Raises `error` if there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as found:
+        raise error(f"{path}: expected a user's home directory after ~: {found}") from found
+
+
 def write_atomic(
     path: Path, content: str | bytes | Iterable[str], *, error: type[GramError] | None = None
 ) -> Path:

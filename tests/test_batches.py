@@ -282,6 +282,21 @@ def test_shapes_that_hold_nothing_are_refused():
         plan_for("verdict", [5], (4, 64, True)).batch(0, (0, 3))
 
 
+def test_weights_that_draw_no_example_are_refused_with_the_smallest_that_does():
+    def plan(source: list[int], **passes: float) -> BatchPlan:
+        examples = distinct_examples("verdict", [5] * len(source))
+        examples = replace(examples, source=np.array(source, np.int32))
+        settings = {"batch_size": 2, "max_length": 64, "seed": 0, "packing": True}
+        return BatchPlan(examples, passes=passes, **settings)
+
+    with pytest.raises(RecipeError, match=r"weight = 0.14 of a \(7 examples\).* 0.142858 "):
+        plan([0] * 7, a=0.14)
+    assert plan([0] * 7, a=0.142858).report().examples_per_step == 1
+    with pytest.raises(RecipeError, match=r"weight = 0.1 of a \(6 examples\)"):
+        plan([0] * 6 + [1], a=0.1, b=0.9)
+    assert plan([0] * 6 + [1], a=0.1, b=1.0).locate(3) == (3, 0)
+
+
 def test_packing_stays_near_the_permutation_and_fills_the_rows():
     rng = np.random.default_rng(0)
     sizes = np.clip(rng.lognormal(5.3, 0.6, 3000), 20, 1024).astype(np.int64)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import pickle
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,13 +15,29 @@ import pytest
 from families import FAMILIES, SENTENCEPIECE, family_tokenizer
 
 from gram_jax.data.inputs import pairs_of
-from gram_jax.data.reading import CONTEXT, Kind, expected_records, parse_row, read_records
+from gram_jax.data.reading import (
+    CONTEXT,
+    Kind,
+    RecordStream,
+    expected_records,
+    parse_row,
+    read_records,
+    rendered_rows,
+)
 from gram_jax.data.records import Comparison
 from gram_jax.data.schemas import SCHEMAS
 from gram_jax.errors import DataError, GramWarning
 from gram_jax.interop.tiny import tiny_tokenizer
 from gram_jax.judge.encode import encode_items
-from gram_jax.judge.messages import CONTROL, Message, as_prompt, read_messages, render_call
+from gram_jax.judge.messages import (
+    CONTROL,
+    BadField,
+    Message,
+    Seen,
+    as_prompt,
+    read_messages,
+    render_call,
+)
 from gram_jax.judge.spec import make_spec
 from gram_jax.rewards.messages import completion_of, prompt_of
 
@@ -474,6 +491,31 @@ def test_rows_of_a_prompt_with_good_and_bad_responses_are_pairs(tmp_path: Path):
     assert (report.rows, report.dropped) == (4, {"responses without a better or worse one": 1})
 
 
+def test_rows_that_belong_together_have_ids_in_any_order_and_are_counted_one_by_one(tmp_path):
+    rows = [
+        {"id": 1, "prompt": "p", "completion": "good", "label": True, "source": "x"},
+        {"id": 2, "prompt": "p", "completion": "bad", "label": False, "source": "y"},
+        {"id": 3, "prompt": "p", "completion": "worse", "label": False, "weight": 5},
+        {"id": 4, "prompt": "q", "completion": "one", "label": True},
+        {"id": 5, "prompt": "q", "completion": "two", "label": True},
+    ]
+    path = tmp_path / "kto.jsonl"
+    for order in ([0, 1, 2, 3, 4], [4, 2, 3, 1, 0]):
+        path.write_text("".join(json.dumps(rows[at]) + "\n" for at in order))
+        records, report = read_records(path)
+        assert {(r.id, r.rejected, r.source) for r in records} == {
+            ("1>2", "bad", "x"),
+            ("1>3", "worse", "x"),
+        }
+        assert {r.id for r in read_records(path, "candidates")[0]} == {"1", "4"}
+        assert report.unread == ("weight",)
+        stream, dropped = RecordStream(path, "preference"), []
+        stream.on_drop = lambda row, why, dropped=dropped: dropped.append(row)
+        assert len(list(stream)) == 2
+        last = max(at for at, row in enumerate(order, start=1) if row > 2)
+        assert dropped == [last, last] and sum(stream.report().dropped.values()) == 2
+
+
 # Columns of other names
 
 
@@ -508,8 +550,170 @@ def test_other_columns_are_mapped_and_so_are_the_values_of_the_verdict(tmp_path:
             read_records(path, map=wrong)
 
 
+PLAIN = {"prompt": "p", "chosen": "good", "rejected": "bad"}
+SAFETY = {
+    "prompt": "p",
+    "response_0": "bad",
+    "response_1": "good",
+    "better_response_id": 0,
+    "safe": 1,
+}
+ASSIGNED = {  # row, map, some fields of the record, the columns that are not read
+    "the prompt stays": (
+        {"question": "What is it?", "chosen": "It is A.", "rejected": "It is B.", "key": 7},
+        {"id": "key"},
+        {"prompt": as_prompt("What is it?"), "first": "It is A.", "id": "7"},
+        (),
+    ),
+    "other fields stay": (
+        PLAIN | {"system_prompt": "S", "rationale": "because", "context": "c", "gap": 2, "x": 1},
+        {"margin": "gap"},
+        {
+            "prompt": (Message("system", "S"), *as_prompt("p")),
+            "rationale": "because",
+            "margin": 2.0,
+        },
+        ("context", "x"),
+    ),
+    "every field can be mapped": (
+        PLAIN | {"why": "because", "persona": "S", "rationale": "no", "system": "no"},
+        {"rationale": "why", "system_message": "persona"},
+        {"prompt": (Message("system", "S"), *as_prompt("p")), "rationale": "because"},
+        ("rationale", "system"),
+    ),
+    "columns of one meaning are replaced": (
+        PLAIN | {"question": "no", "q": "new", "pair_id": "no", "key": "k"},
+        {"prompt": "q", "id": "key"},
+        {"prompt": as_prompt("new"), "id": "k"},
+        ("prompt", "question"),
+    ),
+    "verdicts of other forms are left out": (
+        SAFETY,
+        {
+            "prompt": "prompt",
+            "response_a": "response_0",
+            "response_b": "response_1",
+            "label": "safe",
+        }
+        | {"label:0": "A", "label:1": "B"},
+        {"label": 1, "chosen": "good"},
+        ("better_response_id",),
+    ),
+    "a prompt in its own form": (
+        {"instruction": "Why", "input": "this?", "up": "good", "down": "bad"},
+        {"chosen": "up", "rejected": "down"},
+        {"prompt": as_prompt("Why\nthis?"), "first": "good"},
+        (),
+    ),
+    "a column with a dot in its name": (
+        {"prompt": "p", "a.1": "good", "a.2": "bad", "a": "no"},
+        {"chosen": "a.1", "rejected": "a.2"},
+        {"first": "good", "second": "bad"},
+        ("a",),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ASSIGNED)
+def test_a_map_replaces_columns_of_the_same_meaning_and_keeps_all_others(name, tmp_path: Path):
+    row, map, expected, unread = ASSIGNED[name]
+    path = tmp_path / "own.jsonl"
+    path.write_text(json.dumps(row))
+    (record,), report = read_records(path, map=map)
+    assert {field: getattr(record, field) for field in expected} == expected
+    assert report.unread == unread
+    assert CONTEXT in report.notes or "context" not in row
+
+
+@pytest.mark.parametrize(
+    ("row", "map", "named"),
+    [
+        (PLAIN | {"images": ["x.png"], "key": 1}, {"id": "key"}, "images"),
+        (PLAIN | {"better": "A"}, {"chosen": "chosen", "label": "better"}, "reads no label"),
+        (SAFETY | {"q": "new", "prompt": "p"}, {"weight": "q"}, "field 'weight'"),
+        (
+            {"history": "p", "human_ref_A": "x", "human_ref_B": "y", "labels": 1, "q": "new"},
+            {"prompt": "q"},
+            "reads no prompt",
+        ),
+    ],
+)  # fmt: skip
+def test_a_map_that_would_be_ignored_and_media_beside_it_are_errors(
+    row, map, named, tmp_path: Path
+):
+    path = tmp_path / "own.jsonl"
+    path.write_text(json.dumps(row))
+    with pytest.raises(DataError, match=named):
+        read_records(path, map=map)
+
+
 VERDICT = {"prompt": "p", "response_a": "x", "response_b": "y"}
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "label"),
+    [
+        ({"label": "A", "winner": None}, 0),
+        ({"label": None, "winner": "model_b"}, 1),
+        ({"label": None, "winner": "tie", "preference": None}, "tie"),
+        ({"label": None, "winner": None}, None),
+    ],
+)
+def test_null_verdicts_of_a_mixture_do_not_contradict_others(verdicts, label, tmp_path: Path):
+    path = tmp_path / "mixed.jsonl"
+    path.write_text(json.dumps(VERDICT | {"label": "A"}) + "\n" + json.dumps(VERDICT | verdicts))
+    assert [r.label for r in read_records(path, "comparison")[0]] == [0, label]
+    path.write_text(json.dumps(VERDICT | {"label": None, "winner": "A", "preference": "B"}))
+    with pytest.raises(DataError, match=r"'preference': expected the verdict of winner"):
+        read_records(path)
+
+
+ONE_HOT = {"prompt": '["p"]', "response_a": '["x"]', "response_b": '["y"]', "winner_model_a": 0,
+           "winner_model_b": 1, "winner_tie": 0}  # fmt: skip
+
+
+def test_one_hot_verdicts_are_0_and_1_in_any_writing(tmp_path: Path):
+    path = tmp_path / "arena.jsonl"
+    bad = [None, float("nan"), 0.7, 1.9, -1, "yes", [1]]
+    good = [
+        {"winner_model_b": x, "winner_model_a": y} for x, y in ((1, "0"), ("1", 0.0), (True, 0))
+    ]
+    rows = [ONE_HOT | change for change in (*good, *({"winner_model_a": x} for x in bad))]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    records, report = read_records(path, on_bad="skip")
+    assert [r.label for r in records] == [1, 1, 1]
+    assert report.dropped == {"bad row": len(bad)}
+    with pytest.raises(DataError, match=r"line 4: field 'winner_model_a': expected 0 or 1"):
+        read_records(path)
+
+
+def test_the_error_of_a_field_is_the_same_after_pickling():
+    for found in (None, "text", 5, Seen("none"), lambda: None):
+        error = BadField("prompt", "text", found)
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), str(again)) == (BadField, str(error))
+        assert (again.field, again.expected, again.status) == ("prompt", "text", 2)
+
+
+@pytest.mark.parametrize("history", [5, "ab", {"a": "b"}])
+def test_a_history_that_is_no_list_is_a_bad_row(history, tmp_path: Path):
+    path = tmp_path / "alpaca.jsonl"
+    for row in ({"chosen": "a", "rejected": "b"}, {"output": ["a", "b"]}):
+        path.write_text(json.dumps({"instruction": "p", "history": history} | row))
+        with pytest.raises(DataError, match="field 'history': expected a list"):
+            read_records(path)
+
+
 ANSWERS = {"chosen": "The a", "rejected": "The b"}
+
+
+def test_rendered_rows_are_the_readable_ones_as_mapped(tmp_path: Path):
+    good = [{"instruction": f"i{at}", "output": "A", "theirs": "x"} for at in range(100)]
+    lines = ["broken", json.dumps({"instruction": "without output"}), *map(json.dumps, good)]
+    path = tmp_path / "gram.jsonl"
+    path.write_text("\n".join(lines))
+    assert rendered_rows(path) == good[:64]
+    assert [row["source"] for row in rendered_rows(path, map={"source": "theirs"})] == ["x"] * 64
 
 
 def test_empty_columns_of_a_mixture_are_not_read(tmp_path: Path):
@@ -750,6 +954,28 @@ def test_a_call_with_something_else_than_arguments_is_refused():
 def test_a_message_with_its_content_elsewhere_is_refused_and_not_empty(message, place: str):
     with pytest.raises(DataError, match=f"under {place}"):
         read_messages([message], "m")
+
+
+@pytest.mark.parametrize("key", ["arguments", "parameters", "input", "args"])
+@pytest.mark.parametrize("kind", ["parquet", "saved"])
+def test_calls_and_tools_are_shown_as_in_lines_of_json(kind: str, key: str, tmp_path: Path):
+    import datasets
+
+    calls = [
+        {"name": "a", key: {"to": {"city": "Oslo"}}},
+        {"name": "b", key: {"to": {"zip": [1, 2]}}},
+    ]
+    names = ({"city": {"type": "string"}}, {"zip": {"type": "array", "items": {"type": "number"}}})
+    tools = [{"name": "f", "parameters": {"properties": properties}} for properties in names]
+    called = [{"role": "user", "content": "p"}, {"role": "assistant", "tool_calls": calls}]
+    prompt = [*called, {"role": "tool", "content": "7"}]
+    row = {"prompt": prompt, "chosen": "good", "rejected": "bad", "tools": tools}
+    lines, path = tmp_path / "rows.jsonl", tmp_path / f"rows.{kind}"
+    lines.write_text(json.dumps(row))
+    table = datasets.Dataset.from_list([row])
+    table.to_parquet(path) if kind == "parquet" else table.save_to_disk(str(path))
+    assert read_records(path)[0] == read_records(lines)[0]
+    assert "null" not in str(read_records(path)[0][0].prompt)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "saved"])

@@ -15,7 +15,13 @@ from gguf import GGMLQuantizationType as Quant
 
 from gram_jax import tree
 from gram_jax.errors import CheckpointError, LayoutError
-from gram_jax.interop.gguf import gguf_config, load_gguf, recover_rope_scaling
+from gram_jax.interop.gguf import (
+    GgufFile,
+    gguf_config,
+    load_gguf,
+    open_gguf,
+    recover_rope_scaling,
+)
 from gram_jax.interop.gguf_tokenizer import gguf_tokenizer
 from gram_jax.interop.hf_names import tensor_mappings
 from gram_jax.interop.tiny import tiny_tokenizer
@@ -399,3 +405,37 @@ def test_an_unsupported_tokenizer_is_named(write, name, tmp_path):
     path = write_gguf(tmp_path / "x.gguf", tiny_config("llama", True), {}, tokenizer=write)
     with pytest.raises(LayoutError, match=name):
         gguf_tokenizer(path)
+
+
+WRONG = {  # of a key of the tokenizer: a value that is no list of tokens, no type or no id
+    "tokens": lambda tokens: [1] * len(tokens),
+    "merges": lambda merges: 5,
+    "token_type": lambda types: 5,
+    "bos_token_id": lambda index: "1",
+    "eos_token_id": lambda index: [1],
+}
+
+
+def with_metadata(monkeypatch, path, **values):
+    found = open_gguf(path).metadata | {f"tokenizer.ggml.{key}": x for key, x in values.items()}
+    monkeypatch.setattr(
+        "gram_jax.interop.gguf_tokenizer.open_gguf", lambda path: GgufFile(found, {})
+    )
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_values_of_the_wrong_type_in_a_tokenizer_are_errors(key, tmp_path, monkeypatch):
+    write = vocabulary(tiny_tokenizer(), "smollm")
+    path = write_gguf(tmp_path / "x.gguf", tiny_config("llama", True), {}, tokenizer=write)
+    value = WRONG[key](open_gguf(path).metadata.get(f"tokenizer.ggml.{key}"))
+    with_metadata(monkeypatch, path, **{key: value})
+    with pytest.raises((LayoutError, CheckpointError), match=r"x.gguf.*(wrong type|damaged)"):
+        gguf_tokenizer(path)
+
+
+def test_an_id_below_0_is_no_token(tmp_path, monkeypatch):
+    write = vocabulary(tiny_tokenizer(), "smollm")
+    path = write_gguf(tmp_path / "x.gguf", tiny_config("llama", True), {}, tokenizer=write)
+    last = open_gguf(path).metadata["tokenizer.ggml.tokens"][-1]
+    with_metadata(monkeypatch, path, padding_token_id=-1)
+    assert gguf_tokenizer(path).pad_token != last

@@ -77,6 +77,10 @@ def test_the_error_of_another_name_lists_what_is_possible(tmp_path):
     for name, message in (
         ("no-such-model", r"smollm2-135m, tiny-random, a \.gguf file"),
         ("/no/such/place", "no model"),
+        ("owner/two--dashes", "no model"),
+        ("owner/ends-with.", "no model"),
+        (f"owner/{'a' * 97}", "no model"),
+        ("~nosuchuser/model", "home directory"),
         (f"{tmp_path}/other@10", "no model"),
         (__file__, r"is not a \.gguf"),
         (tmp_path, r"notes\.txt"),

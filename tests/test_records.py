@@ -4,6 +4,7 @@ import gzip
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -556,6 +557,9 @@ def test_a_split_is_named_after_a_colon(name, tmp_path: Path):
 def test_a_slice_of_a_split_is_read(piece: str, rows: range, tmp_path: Path):
     folder = write(tmp_path, "saved")
     assert [r.id for r in read_records(f"{folder}:train[{piece}]")[0]] == [f"r{i}" for i in rows]
+    assert [row.where for row in read_rows(f"{folder}:train[{piece}]")] == [
+        f"saved, row {i + 1}" for i in rows
+    ]
     with pytest.raises(DataError, match=r"\[3\]"):
         read_records(f"{folder}:train[3]")
 
@@ -596,6 +600,8 @@ def test_a_missing_file_names_the_nearest_one(tmp_path: Path):
         read_records(tmp_path / "preferences_train.jsonl")
     with pytest.raises(DataError, match="no folder"):
         read_records(tmp_path / "no" / "such" / "x.jsonl")
+    with pytest.raises(DataError, match=r"~nosuchuser.*home directory"):
+        read_records("~nosuchuser/x.jsonl")
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"[]", b"\xef\xbb\xbf"])
@@ -611,6 +617,52 @@ def test_a_damaged_file_is_a_data_error(name: str, tmp_path: Path):
     whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     with pytest.raises(DataError, match=name):
         read_records(whole)
+
+
+def damaged_table() -> Any:
+    """Row 2 has a prompt that is not UTF-8; columns that are not read have texts and times that Python cannot hold."""
+    import pyarrow as pa
+
+    texts = pa.array([b"ok", b"\xff\xfe", b"fine"], pa.binary())
+    texts = pa.Array.from_buffers(pa.string(), 3, texts.buffers())
+    times = pa.array([0, 10**18, None], pa.timestamp("ms"))
+    columns = {"chosen": ["a"] * 3, "rejected": ["b"] * 3, "note": texts, "time": times}
+    return pa.table({"prompt": texts, "question": ["p", "q", "r"], **columns})
+
+
+@pytest.mark.parametrize("kind", ["parquet", "saved"])
+def test_values_that_python_cannot_hold_are_bad_rows_only_if_they_are_read(kind, tmp_path: Path):
+    import datasets
+    import pyarrow.parquet as pq
+
+    def write(table) -> Path:
+        path = tmp_path / f"{len(table.column_names)}.{kind}"
+        if kind == "parquet":
+            pq.write_table(table, path)
+        else:
+            datasets.Dataset(table).save_to_disk(str(path))
+        return path
+
+    table = damaged_table()
+    records, report = read_records(write(table.drop(["prompt"])))
+    assert [r.prompt for r in records] == [as_prompt(x) for x in "pqr"]
+    assert report.unread == ("note", "time")
+    path = write(table.drop(["question", "time"]))
+    records, report = read_records(path, on_bad="skip")
+    assert [r.prompt for r in records] == [as_prompt("ok"), as_prompt("fine")]
+    assert report.dropped == {"bad row": 1}
+    with pytest.raises(DataError, match=r"row 2: field 'prompt'.*utf-8"):
+        read_records(path)
+
+
+def test_two_columns_of_one_name_are_an_error(tmp_path: Path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = ["prompt", "chosen", "rejected", "chosen"]
+    pq.write_table(pa.Table.from_arrays([pa.array(["x"])] * 4, names=names), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"x.parquet: two columns are called 'chosen'"):
+        read_records(tmp_path / "x.parquet")
 
 
 def test_a_file_of_unknown_form_and_an_empty_folder_are_errors(tmp_path: Path):
@@ -651,6 +703,16 @@ def test_a_limit_keeps_the_first_records(tmp_path: Path):
     assert [r.id for r in read_records(path, limit=3)[0]] == ["r0", "r1", "r2"]
     assert len(read_records(SourceSpec(str(path), limit=2), limit=5)[0]) == 2
     assert len(read_sources([path, path], limit=50)[0]) == 50
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1.5, True, "3"])
+def test_a_limit_is_a_whole_number_from_1(limit, tmp_path: Path):
+    path = write(tmp_path, "x.jsonl")
+    for source, options in ((path, {"limit": limit}), (SourceSpec(str(path), limit=limit), {})):
+        with pytest.raises(DataError, match=r"limit = .*at least 1"):
+            read_records(source, **options)
+        with pytest.raises(DataError, match=r"limit = .*at least 1"):
+            RecordStream(source, "preference", **options)
 
 
 def test_rows_can_be_read_as_they_lie(tmp_path: Path):

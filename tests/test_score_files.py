@@ -274,3 +274,7 @@ def test_the_number_of_rows_is_known_for_lines_alone(source, tmp_path):
     (tmp_path / "list.jsonl").write_text("[{}]")
     assert count_rows(tmp_path / "list.jsonl") is None
     assert count_rows("owner/name") is None
+    (tmp_path / "list.jsonl").write_bytes(b"\xef\xbb\xbf\n[\n{}\n]")
+    assert count_rows(tmp_path / "list.jsonl") is None
+    (tmp_path / "damaged.parquet").write_bytes(b"PAR1junk")
+    assert count_rows(tmp_path / "damaged.parquet") is None

@@ -176,3 +176,13 @@ def test_a_slice_of_a_folder_is_read(tmp_path: Path):
     write_rows(tmp_path / "set" / "train.jsonl", list("abcd"))
     records, _ = read_records(f"{tmp_path / 'set'}:train[25%:75%]")
     assert [record.prompt[0].content for record in records] == ["b", "c"]
+
+
+def test_files_that_are_links_are_read_without_a_warning(tmp_path: Path, caplog):
+    write_rows(tmp_path / "blobs" / "0a1b.jsonl", list("ab"))
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot" / "train.jsonl").symlink_to("../blobs/0a1b.jsonl")
+    (tmp_path / "link").symlink_to("snapshot")
+    for name in ("snapshot", "link"):
+        assert len(read_records(tmp_path / name)[0]) == 2
+    assert "not read" not in caplog.text

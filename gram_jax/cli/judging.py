@@ -304,7 +304,7 @@ def spec(
         overwrite: Replace the file if it exists.
     """
     from gram_jax.checkpoint.manifest import renew_entry
-    from gram_jax.data.sources import TEMPLATE_ROWS, first_rows
+    from gram_jax.data.reading import rendered_rows
     from gram_jax.interop.models import load_spec, load_tokenizer, model_config
     from gram_jax.judge.rationale import CLOSING_ROOM, DEFAULT_NEW_TOKENS, tagged_template
     from gram_jax.judge.spec import default_length, judge_file, make_spec, with_length
@@ -353,7 +353,7 @@ def spec(
                 labels=labels,
                 max_length=length,
                 system=system,
-                rows=None if template_rows is None else first_rows(template_rows, TEMPLATE_ROWS),
+                rows=None if template_rows is None else rendered_rows(template_rows),
                 rationale=None if rationale is None else rationale.replace("\\n", "\n"),
                 stop=stop,
                 max_rationale=written,

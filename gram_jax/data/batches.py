@@ -5,6 +5,7 @@ weight 0). They do not change averages, which are sums divided by counts. Letter
 """
 
 import bisect
+import math
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -37,7 +38,8 @@ class BatchPlan:
     the same row. passes: number of passes over each source
     in an epoch by its name, in the order of the sources; default one each. `batch(step)` may be called in any order, on
     any process. An epoch is packed at the first use of one of its steps, or before that by `prepare`; the plans of
-    three epochs are cached. Raises DataError if no example is left, RecipeError if a batch cannot hold both orders.
+    three epochs are cached. Raises DataError if no example is left, RecipeError if a batch cannot hold both orders or
+    if an epoch may draw no example.
     """
 
     def __init__(
@@ -66,11 +68,24 @@ class BatchPlan:
         self.examples = _without_long(examples, max_length, self.together)
         count = int(self.examples.source.max()) + 1
         self.passes = passes or {str(index): 1.0 for index in range(count)}
+        self._check_passes()
         self._plans: dict[int, Future[EpochPlan]] = {}
         self._lock = threading.Lock()  # used by the feed threads and the training loop
         self._ends: list[int] = []  # steps before the end of epoch 0, 1, ...
         self.slots = self._most_slots()
         self.targets = self._most_targets()
+
+    def _check_passes(self) -> None:
+        counts = np.bincount(self.examples.source, minlength=len(self.passes)).tolist()
+        if any(
+            math.floor(share * n) for share, n in zip(self.passes.values(), counts, strict=True)
+        ):
+            return
+        count, name = max(zip(counts, self.passes, strict=True))
+        raise RecipeError(
+            f"weight = {self.passes[name]:g} of {name} ({count:,} examples): an epoch draws no example; expected at "
+            f"least {math.ceil(1e6 / count) / 1e6:g} for this source"
+        )
 
     def _most_slots(self) -> int:
         """M, the verdicts (pairs of the baseline) that a row may hold, the same in every epoch."""

@@ -8,7 +8,7 @@ from functools import partial
 from gram_jax.data.fields import Fields
 from gram_jax.data.gram_rows import is_published, rendered
 from gram_jax.data.lists import ALONE
-from gram_jax.data.schemas import ALL, PROMPT_ROWS, SCHEMAS, Schema, root
+from gram_jax.data.schemas import ALL, PROMPT_ROWS, SCHEMAS, VERDICTS, Schema, root
 from gram_jax.errors import DataError, JudgeError
 from gram_jax.judge.recover import recover_template
 from gram_jax.judge.template import GRAM_QUESTION, GRAM_RESPONSES
@@ -62,7 +62,7 @@ def _fits(schema: Schema, rows: Sequence[Fields]) -> int:
 def _without_empty_columns(sample: Sequence[Fields]) -> list[Fields]:
     """The rows without columns that are null in all of them. A verdict may be null in the first rows only."""
     held = {name for row in sample for name, value in row.items() if value is not None}
-    held |= {"label", "winner", "preference"}
+    held.update(VERDICTS)
     return [{name: row[name] for name in row if name in held} for row in sample]
 
 

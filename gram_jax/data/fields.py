@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from gram_jax.judge.messages import BadField, Seen, text_value
@@ -13,6 +14,13 @@ LARGEST = sys.float_info.max
 # Columns that say something about a row and are no part of what is judged.
 IDS = ("id", "pair_id", "pair_uid", "prompt_id", "question_id", "uid")
 SOURCES = ("source", "subset", "domain")
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A value that a source holds and Python does not: text that is not UTF-8, a time out of range."""
+
+    why: str
 
 
 def column(row: Fields, path: str) -> Any:

@@ -16,19 +16,17 @@ import numpy as np
 
 from gram_jax.data.detection import detect_schema, with_own_template
 from gram_jax.data.fields import (
-    IDS,
-    SOURCES,
     Fields,
+    Unreadable,
     check_encodable,
     id_of,
     number_value,
     source_of,
 )
-from gram_jax.data.lists import graded_pairs
-from gram_jax.data.mapping import ColumnMap, checked_map, mapped
+from gram_jax.data.mapping import META, ColumnMap, check_read, checked_map, mapped, unread_columns
 from gram_jax.data.records import Candidates, Comparison, Record, content_id, texts_of
 from gram_jax.data.report import ReadReport
-from gram_jax.data.schemas import Schema
+from gram_jax.data.schemas import SCHEMAS, Schema
 from gram_jax.data.sources import Row, Source, SourceSpec, count_rows, parse_source, read_rows
 from gram_jax.errors import DataError, check_choice
 from gram_jax.hashing import stable_hash
@@ -37,6 +35,7 @@ from gram_jax.judge.messages import BadField, Notes, Prompt, Seen, note_control_
 Kind = Literal["preference", "pair", "comparison", "candidates", "graded", "prompts"]
 OnBad = Literal["error", "skip"]
 SAMPLE_ROWS = 32  # rows by which a schema is detected
+TEMPLATE_ROWS = 64  # rendered rows from which template = "from-dataset" is recovered
 
 BAD_ROW = "bad row"
 IDENTICAL = "identical responses"
@@ -54,7 +53,8 @@ class RecordStream:
     Ids are those of the source, or a hash of the contents; they may repeat. row: number, from 1, of the row of the last
     record. first_fault: the fault of the first bad row that was skipped. map: as of `read_records`, if the source
     states none. wanted: which rows, by number, are parsed; of rows that belong together, the last one counts. on_drop:
-    called with the number of each row of a dropped record, and the reason.
+    called for each row of a dropped record with its number, or that of the last one of rows that belong together, and
+    the reason.
     """
 
     wanted: Callable[[int], bool] = staticmethod(lambda row: True)
@@ -78,7 +78,7 @@ class RecordStream:
         self.schema, self.on_bad = schema, on_bad
         self.keep_identical = keep_identical or kind == "prompts"
         self.map = _map_of(self.spec, map)
-        limits = [n for n in (limit, self.spec.limit) if n is not None]
+        limits = [n for n in (_checked_limit(limit), _checked_limit(self.spec.limit)) if n]
         self.limit = min(limits, default=None)
         self._start()
 
@@ -114,16 +114,17 @@ class RecordStream:
                 yield record
 
     def _records(self) -> Iterator[Record]:
-        rows = _mapped_rows(read_rows(self.spec, keep_faulty=self.on_bad == "skip"), self.map)
+        rows = read_rows(self.spec, keep_faulty=self.on_bad == "skip")
         sample = list(itertools.islice(rows, SAMPLE_ROWS))
-        where, fields = _readable(sample)
+        where, fields = _readable(list(_mapped_rows(sample, self.map)))
         alone = self.kind == "prompts"
         found = detect_schema(self.spec.schema_or(self.schema), where, fields, prompts_alone=alone)
         schema = with_own_template(found, where, fields)
         _check_kind(self.kind, schema, self.spec.path)
-        self._unread = tuple(sorted({x for row in fields for x in row} - schema.columns - META))
+        check_read(self.map, schema)
+        self._unread = unread_columns((row.fields for row in sample), self.map, schema)
         read = self._records_of_group if schema.grouped else self._records_of_row
-        yield from read(itertools.chain(sample, rows), schema)
+        yield from read(_mapped_rows(itertools.chain(sample, rows), self.map), schema)
 
     def _records_of_row(self, rows: Iterable[Row], schema: Schema) -> Iterator[Record]:
         for row in rows:
@@ -143,20 +144,19 @@ class RecordStream:
             self.row = group[-1][0]
             if not self.wanted(self.row):
                 continue
-            first = group[0][1]
-            whole = replace(
-                first,
-                responses=tuple(text for _, one in group for text in one.responses),
-                grades=tuple(grade for _, one in group for grade in one.grades or ()),
-            )
-            if self.kind == "graded":
-                yield whole
+            ones = [one for _, one in group]
+            if self.kind in PAIRED:
+                pairs = list(_pairs_of_group(ones))
+                for _ in group if not pairs else ():
+                    self._drop(UNPAIRED)
+                yield from (_as_kind(pair, self.kind, 1.0, "", "") for pair in pairs)
                 continue
-            pairs = [*graded_pairs(whole, first.id)] if self.kind in PAIRED else [whole]
-            if not pairs:
-                self._dropped[UNPAIRED] += len(group) - 1
-                self._drop(UNPAIRED)
-            yield from (_as_kind(pair, self.kind, 1.0, first.id, first.source) for pair in pairs)
+            yield replace(
+                ones[0],
+                responses=tuple(text for one in ones for text in one.responses),
+                grades=tuple(grade for one in ones for grade in one.grades or ()),
+                id=min(one.id for one in ones),
+            )
         self.row = self._rows
 
     def _parsed(self, row: Row, schema: Schema, kind: Kind) -> Sequence[Record]:
@@ -184,17 +184,32 @@ class RecordStream:
             self.on_drop(self.row, why)
 
 
+def _pairs_of_group(ones: Sequence[Candidates]) -> Iterator[Comparison]:
+    """Each response with each worse one, from rows of one response each. The id of a pair has the ids of both rows."""
+    for good, bad in itertools.product(ones, ones):
+        if (good.grades or ()) > (bad.grades or ()):
+            name, (first,), (second,) = f"{good.id}>{bad.id}", good.responses, bad.responses
+            yield Comparison(good.prompt, first, second, 0, id=name, source=good.source)
+
+
 PAIRED = ("preference", "pair", "comparison")
-META = frozenset((*IDS, *SOURCES))
 
 
-def _map_of(spec: SourceSpec, map: ColumnMap | None) -> ColumnMap | None:
+def _checked_limit(limit: int | None) -> int | None:
+    whole = isinstance(limit, int | np.integer) and not isinstance(limit, bool)
+    if limit is not None and not (whole and limit >= 1):
+        raise DataError(
+            f"limit = {limit!r}: expected a whole number of at least 1, or None for all records"
+        )
+    return limit
+
+
+def _map_of(spec: SourceSpec, map: ColumnMap | None) -> ColumnMap:
     """The map of a source, or the one of all sources."""
-    chosen = spec.map or map
-    return checked_map(chosen) if chosen else None
+    return checked_map(spec.map or map or {})
 
 
-def _mapped_rows(rows: Iterable[Row], map: ColumnMap | None) -> Iterator[Row]:
+def _mapped_rows(rows: Iterable[Row], map: ColumnMap) -> Iterator[Row]:
     """The rows with the columns of a map; a row that lacks one has a fault."""
     for row in rows:
         if map and row.fault is None:
@@ -250,10 +265,13 @@ def source_schema(source: Source, *, schema: str = "auto", map: ColumnMap | None
 
 def _detected(source: Source, schema: str, map: ColumnMap | None, *, prompts_alone: bool) -> Schema:
     spec = parse_source(source)
-    rows = _mapped_rows(read_rows(spec, keep_faulty=True), _map_of(spec, map))
+    own = _map_of(spec, map)
+    rows = _mapped_rows(read_rows(spec, keep_faulty=True), own)
     sample = list(itertools.islice(rows, SAMPLE_ROWS))
     name = spec.schema_or(schema)
-    return detect_schema(name, *_readable(sample), prompts_alone=prompts_alone)
+    found = detect_schema(name, *_readable(sample), prompts_alone=prompts_alone)
+    check_read(own, found)
+    return found
 
 
 def _readable(sample: Sequence[Row]) -> tuple[str, list[Fields]]:
@@ -262,6 +280,14 @@ def _readable(sample: Sequence[Row]) -> tuple[str, list[Fields]]:
     if not rows:
         raise DataError(f"{sample[0].where}: {sample[0].fault}; none of the first rows can be read")
     return rows[0].where, [row.fields for row in rows]
+
+
+def rendered_rows(source: Source, *, map: ColumnMap | None = None) -> list[Fields]:
+    """The first TEMPLATE_ROWS rendered rows (schema gram) of a source; other rows are left out."""
+    spec, schema = parse_source(source), SCHEMAS["gram"]
+    rows = _mapped_rows(read_rows(spec, keep_faulty=True), _map_of(spec, map))
+    found = (row.fields for row in rows if schema.matches(row.fields) and schema.fits(row.fields))
+    return list(itertools.islice(found, TEMPLATE_ROWS))
 
 
 class ReadOptions(TypedDict, total=False):
@@ -352,7 +378,8 @@ class SourcesStream:
         limit: int | None = None,
         map: ColumnMap | None = None,
     ):
-        self.sources, self.limit, self.read = tuple(sources), limit, ReadReport(0, 0)
+        self.sources, self.limit = tuple(sources), _checked_limit(limit)
+        self.read = ReadReport(0, 0)
         self._open = partial(RecordStream, kind=kind, schema=schema, on_bad=on_bad, map=map)
         self._repeated: frozenset[int] | None = None
 
@@ -405,6 +432,9 @@ def parse_row(
 
 
 def _parse(fields: Fields, schema: Schema, kind: Kind, notes: Notes) -> list[Record]:
+    for name, value in fields.items():
+        if isinstance(value, Unreadable) and name in schema.columns | META:
+            raise BadField(name, "a value that can be read", Seen(value.why))
     if any(fields.get(name) and name not in schema.columns for name in _CONTEXTS):
         notes[CONTEXT] += 1
     weight = 1.0

@@ -22,10 +22,12 @@ from gram_jax.data.verdicts import (
 )
 from gram_jax.judge.messages import MEDIA, BadField, Notes, Seen, with_system
 
-# Columns that every schema reads if a row has them.
+# Columns of one meaning.
 SYSTEM = "system|system_prompt|system_message"
 TOOLS = "tools"
-COMMON = ("margin", "weight", "rationale", TOOLS, *SYSTEM.split("|"))
+VERDICTS = ("label", "winner", "preference")
+# Columns that every schema reads if a row has them; one of grouped rows only those of the prompt.
+COMMON = ("margin", "weight", "rationale", TOOLS, SYSTEM)
 
 Reader = Callable[[Fields, Notes], Sequence[Record]]
 
@@ -63,8 +65,9 @@ class Schema:
     @property
     def columns(self) -> frozenset[str]:
         """All columns that may be read."""
+        common = (TOOLS, SYSTEM) if self.grouped else COMMON
         names = (
-            name for path in (*self.fields, *self.optional, *COMMON) for name in path.split("|")
+            name for path in (*self.fields, *self.optional, *common) for name in path.split("|")
         )
         return frozenset(map(root, names))
 
@@ -236,7 +239,7 @@ ALL = (
     _pair(
         "labeled-pairs",
         (ASKED + "|instruction", "response_a", "response_b"),
-        Words(("label", "winner", "preference"), _LABELS),
+        Words(VERDICTS, _LABELS),
     ),
     _pair("pairs", (ASKED + "|instruction", "response_a", "response_b"), unlabeled),
     _pair(

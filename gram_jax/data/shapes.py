@@ -226,8 +226,10 @@ def instruction(row: Fields, columns: Columns, notes: Notes) -> Parts:
 
 def instruction_of(row: Fields) -> Prompt:
     """The turns of `history`, then `instruction` and `input`."""
-    turns = []
-    for i, turn in enumerate(row.get("history") or ()):
+    turns, history = [], row.get("history") or ()
+    if not isinstance(history, list | tuple):
+        raise BadField("history", "a list of questions and answers", history)
+    for i, turn in enumerate(history):
         if not isinstance(turn, list | tuple) or len(turn) != 2:
             raise BadField(f"history[{i}]", "a question and an answer", turn)
         turns.append(Message("user", text_value(turn[0], f"history[{i}][0]")))

@@ -13,15 +13,20 @@ import hashlib
 import itertools
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from gram_jax.data import csv_rows
+from gram_jax.data.fields import Unreadable
 from gram_jax.data.mapping import ColumnMap
 from gram_jax.data.splits import explained, files_by_split, has_card, pick_split
 from gram_jax.errors import DataError
+from gram_jax.files import expand_user
+from gram_jax.judge.messages import ARGUMENT_KEYS
 from gram_jax.limits import MAX_LINE, MAX_LIST, open_limited, parse_json
 from gram_jax.remote import is_remote, local_copies
 
@@ -99,7 +104,7 @@ def read_rows(source: Source, *, keep_faulty: bool = False) -> Iterator[Row]:
 
 
 def _open(spec: SourceSpec) -> Iterator[Row]:
-    path, config = _folder_and_config(Path(spec.path).expanduser())
+    path, config = _folder_and_config(spec.path)
     if path.is_dir():
         return _folder_rows(path, spec.split, config)
     if files := _named_files(spec):
@@ -113,8 +118,9 @@ def _open(spec: SourceSpec) -> Iterator[Row]:
     return _hub_rows(spec.path, spec.split)
 
 
-def _folder_and_config(path: Path) -> tuple[Path, str | None]:
+def _folder_and_config(name: str) -> tuple[Path, str | None]:
     """A path, or the folder and configuration of "folder/CONFIG"."""
+    path = expand_user(name, error=DataError)
     if path.exists() or path.suffix or not has_card(path.parent):
         return path, None
     return path.parent, path.name
@@ -124,7 +130,7 @@ def _named_files(spec: SourceSpec) -> list[Path]:
     """The files of a name, a pattern or an address, which are copied to this machine; [] if it is none."""
     if is_remote(spec.path):
         return list(local_copies(spec.path))
-    path = Path(spec.path).expanduser()
+    path = expand_user(spec.path, error=DataError)
     return [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
 
 
@@ -137,7 +143,7 @@ def _is_dataset(path: Path) -> bool:
 def contents_of_source(source: Source) -> str:
     """A hash of the bytes of a source's files, in their order, and its split; of one of the hub its name and split."""
     spec = parse_source(source)
-    path, config = _folder_and_config(Path(spec.path).expanduser())
+    path, config = _folder_and_config(spec.path)
     if path.is_dir() and _is_dataset(path):
         files = list(data_files(source).values())
     elif path.is_dir():
@@ -172,18 +178,10 @@ def _missing(path: Path) -> str:
     return f"{path} does not exist; {folder} holds {', '.join(near) or 'no data files'}"
 
 
-TEMPLATE_ROWS = 64  # rendered rows from which template = "from-dataset" is recovered
-
-
-def first_rows(source: Source, count: int) -> list[dict[str, Any]]:
-    """The fields of the first rows of a source."""
-    return [row.fields for row in itertools.islice(read_rows(source), count)]
-
-
 def count_rows(source: Source) -> int | None:
-    """Number of rows of a source, for a progress bar; None if counting requires parsing."""
+    """Number of rows of a source, for a progress bar; None if counting requires parsing, or a file is damaged."""
     spec = parse_source(source)
-    path, config = _folder_and_config(Path(spec.path).expanduser())
+    path, config = _folder_and_config(spec.path)
     if not path.is_dir():
         files, chosen = _named_files(spec), None
     elif _is_dataset(path):
@@ -204,19 +202,20 @@ def _count_lines(path: Path) -> int | None:
     if path.suffix.lower() == ".parquet":
         import pyarrow.parquet
 
-        return pyarrow.parquet.read_metadata(path).num_rows
-    if path.suffix.lower() == ".jsonl":
+        try:
+            return pyarrow.parquet.read_metadata(path).num_rows
+        except (pyarrow.ArrowException, OSError):
+            return None
+    if path.suffix.lower() == ".jsonl" and not _is_list(path):
         with open_limited(path) as file:
-            lines = (line.strip() for line in file)
-            first = next(lines, b"")
-            return None if first.startswith(b"[") else bool(first) + sum(map(bool, lines))
+            return sum(bool(line.strip()) for line in file)
     return None
 
 
 def data_files(source: Source) -> dict[str, Path]:
     """The files that hold a source, by name; {} if a dataset is not held in files. Hidden files are left out."""
     spec = parse_source(source)
-    path, _ = _folder_and_config(Path(spec.path).expanduser())
+    path, _ = _folder_and_config(spec.path)
     if not path.exists() and spec.path.startswith("tfds:"):
         path = Path(_tfds_builder(spec.path.removeprefix("tfds:")).data_dir)
     if path.is_dir():
@@ -246,11 +245,16 @@ def _file_rows(path: Path) -> Iterator[Row]:
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
-    """A JSON list or one object per line, detected by the content of the file and not by its name."""
-    with open_limited(path, lines=False) as file:
-        is_list = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+    """A JSON list or one object per line."""
+    is_list = _is_list(path)
     with open_limited(path, lines=not is_list) as file:
         yield from (_list_rows(path.name, file) if is_list else _line_rows(path.name, file))
+
+
+def _is_list(path: Path) -> bool:
+    """Whether a file of JSON is one list, by its content and not by its name."""
+    with open_limited(path, lines=False) as file:
+        return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
 
 
 def _line_rows(name: str, file: IO[bytes]) -> Iterator[Row]:
@@ -297,15 +301,41 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            times = Counter(file.schema_arrow.names)
+            if twice := [name for name, count in times.items() if count > 1]:
+                raise DataError(
+                    f"{path.name}: two columns are called {twice[0]!r}: expected different names"
+                )
             tidy = _tidy_of(file.schema_arrow)
             for batch in file.iter_batches(batch_size=PARQUET_ROWS):
-                for fields in batch.to_pylist():
+                for fields in _arrow_rows(batch):
                     number += 1
                     yield Row(f"{path.name}, row {number}", tidy(fields))
     except pyarrow.ArrowException as error:
         raise DataError(
             f"{path.name}, after row {number}: not readable Parquet: {error}"
         ) from error
+
+
+def _arrow_rows(table: Any) -> Iterator[dict[str, Any]]:
+    """The rows of an Arrow table as Python values, each one that Python cannot hold as Unreadable."""
+    for values in zip(*map(_arrow_values, table.columns), strict=True):
+        yield dict(zip(table.schema.names, values, strict=True))
+
+
+def _arrow_values(column: Any) -> list[Any]:
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError):
+        return [_held(value.as_py) for value in column]
+
+
+def _held(read: Callable[[], Any]) -> Any:
+    """The value, or Unreadable with the reason."""
+    try:
+        return read()
+    except (ValueError, OverflowError) as error:
+        return Unreadable(str(error))
 
 
 # Folders
@@ -353,16 +383,14 @@ def _saved_rows(folder: Path, split: str | None) -> Iterator[Row]:
     with explained(f"{folder} cannot be read as a saved Hugging Face dataset"):
         found = datasets.load_from_disk(str(folder))
     if isinstance(found, datasets.DatasetDict):
-        found, chosen = pick_split(str(folder), dict(found), split)
-        found = found if chosen is None else found.select(chosen)
-    elif split is not None:
+        return _dataset_rows(folder.name, *pick_split(str(folder), dict(found), split))
+    if split is not None:
         raise DataError(f"{folder} holds one dataset and has no split {split!r}")
-    return _number(folder.name, found)
+    return _dataset_rows(folder.name, found, None)
 
 
 def _hub_rows(name: str, split: str | None) -> Iterator[Row]:
-    rows, chosen = pick_split(name, _hub_splits(name), split)
-    return _number(name, rows if chosen is None else rows.select(chosen))
+    return _dataset_rows(name, *pick_split(name, _hub_splits(name), split))
 
 
 def _hub_splits(name: str) -> dict[str, Any]:
@@ -376,29 +404,45 @@ def _hub_splits(name: str) -> dict[str, Any]:
         return {str(split): rows for split, rows in found.items()}
 
 
-def _number(name: str, rows: Any) -> Iterator[Row]:
-    tidy = _tidy_of(rows.features.arrow_schema)
-    for number, fields in enumerate(rows, start=1):
-        yield Row(f"{name}, row {number}", tidy(fields))
+def _dataset_rows(name: str, rows: Any, chosen: range | None) -> Iterator[Row]:
+    """The rows of a dataset, or those of a slice, with their numbers in the dataset."""
+    tidy, decode = _tidy_of(rows.features.arrow_schema), rows.features.decode_example
+    chosen = range(len(rows)) if chosen is None else chosen
+    tables = rows.select(chosen).with_format("arrow").iter(PARQUET_ROWS)
+    stored = itertools.chain.from_iterable(map(_arrow_rows, tables))
+    for number, fields in zip(chosen, stored, strict=True):
+        damaged = {key: x for key, x in fields.items() if isinstance(x, Unreadable)}
+        found = decode({key: x for key, x in fields.items() if key not in damaged}) | damaged
+        yield Row(f"{name}, row {number + 1}", tidy(found))
+
+
+# What nulls are left out of: the arguments of calls, under any of their names, and the definitions of tools.
+_SPARSE = (*ARGUMENT_KEYS, "tools")
 
 
 def _tidy_of(schema: Any) -> Callable[[Any], Any]:
-    """A function that leaves out the nulls of arguments of calls, if rows of this Arrow schema have such.
+    """A function that leaves out the nulls that Arrow adds, if rows of this Arrow schema may have such.
 
-    Arrow gives every call the arguments of all others, as nulls.
+    Arrow gives every call the arguments of all others, and every tool the parameters of all others, as nulls.
     """
-    return _without_nulls if "arguments: struct<" in str(schema) else lambda fields: fields
+    if not re.search(rf"\b({'|'.join(_SPARSE)}): .*struct<", str(schema)):
+        return lambda fields: fields
+    return lambda fields: {
+        key: _without_nulls(value, key == "tools") for key, value in fields.items()
+    }
 
 
-def _without_nulls(value: Any) -> Any:
+def _without_nulls(value: Any, sparse: bool) -> Any:
+    """The value; if `sparse`, without the keys whose values are null."""
     if isinstance(value, dict):
         return {
-            key: {name: x for name, x in item.items() if x is not None}
-            if key == "arguments" and isinstance(item, dict)
-            else _without_nulls(item)
+            key: _without_nulls(item, sparse or key in _SPARSE)
             for key, item in value.items()
+            if item is not None or not sparse
         }
-    return list(map(_without_nulls, value)) if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_without_nulls(item, sparse) for item in value]
+    return value
 
 
 # TensorFlow Datasets
@@ -418,12 +462,9 @@ def _tfds_rows(source: str | Path, split: str | None) -> Iterator[Row]:
         splits = cast(Any, builder.as_data_source())  # declared as any tree; a dict by split
     rows, chosen = pick_split(str(source), dict(splits), split)
     name = source.name if is_folder else source
-    for number, index in enumerate(range(len(rows)) if chosen is None else chosen, start=1):
-        where = f"{name}, row {number}"
-        try:
-            yield Row(where, _plain(rows[index]))
-        except UnicodeDecodeError as error:
-            yield Row(where, {}, f"expected UTF-8 text, found {error}")
+    for index in range(len(rows)) if chosen is None else chosen:
+        fields = {key: _held(partial(_plain, value)) for key, value in rows[index].items()}
+        yield Row(f"{name}, row {index + 1}", fields)
 
 
 def _tfds_builder(source: str | Path) -> Any:

@@ -71,7 +71,9 @@ def files_by_split(
     splits = {str(split): [Path(file) for file in files] for split, files in found.items() if files}
     _check_files(folder, splits, suffixes)
     taken = {file for files in splits.values() for file in files}
-    if left := [path for path in readable if path.resolve() not in taken]:
+    # The files are named below the resolved folder; a file that is a link is not resolved.
+    root = folder.resolve()
+    if left := [path for path in readable if root / path.relative_to(folder) not in taken]:
         names = ", ".join(str(path.relative_to(folder)) for path in left[:5])
         logger.warning(
             "%s: %d files belong to no split by the rules of Hugging Face datasets and are not read: %s%s",

@@ -1,7 +1,7 @@
 """How the rows of a schema state which response is better: words, scores, a strength, or one column for each verdict.
 
 A verdict reads the label of a row, and the margin if it has one. A Words verdict reads several columns if a row has
-them, and they must agree.
+them, and those that are not null must agree.
 """
 
 from collections.abc import Callable, Mapping
@@ -47,12 +47,13 @@ class Words:
         }
         if not found:
             column(row, self.columns[0])  # raises
-        first = next(iter(found))
-        for name, label in found.items():
-            if label != found[first]:
-                raise BadField(name, f"the verdict of {first} ({row[first]!r})", row[name])
-        if found[first] is None:
+        stated = [name for name, label in found.items() if label is not None]
+        if not stated:
             return None, None
+        first, *others = stated
+        for name in others:
+            if found[name] != found[first]:
+                raise BadField(name, f"the verdict of {first} ({row[first]!r})", row[name])
         return found[first], optional_number(row, self.margin)
 
     def _read(self, row: Fields, name: str) -> Label | None:
@@ -118,12 +119,14 @@ class OneHot:
 
     def __call__(self, row: Fields) -> tuple[Label | None, float | None]:
         names: dict[str, Label] = {self.first: 0, self.second: 1, self.tie: "tie"}
-        held = [name for name in names if number_value(_bit(row, name), name) == 1]
+        held = [name for name in names if _bit(row, name)]
         if len(held) != 1:
             raise BadField(self.first, f"a 1 in one of {', '.join(names)}", Seen(f"{len(held)}"))
         return names[held[0]], None
 
 
-def _bit(row: Fields, name: str) -> Any:
-    value = column(row, name)
-    return {"0": 0, "1": 1}.get(value, value) if isinstance(value, str) else int(value)
+def _bit(row: Fields, name: str) -> bool:
+    value: Any = column(row, name)
+    if value not in (0, 1, "0", "1"):
+        raise BadField(name, "0 or 1", value)
+    return value in (1, "1")

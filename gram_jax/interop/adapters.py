@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from gram_jax.errors import CheckpointError, LayoutError
-from gram_jax.files import read_json, write_json
+from gram_jax.files import expand_user, read_json, write_json
 from gram_jax.interop.assemble import StoredTensor
 from gram_jax.interop.hf_files import safetensors_of
 from gram_jax.interop.hf_names import FUSED, tensor_mappings
@@ -64,7 +64,7 @@ def adapter_base(folder: Path) -> str:
         raise LayoutError(
             f"{folder / CONFIG}: base_model_name_or_path = {name!r}, expected the name of the base model"
         )
-    for path in (Path(name).expanduser(), folder.parent / name, folder / name):
+    for path in (expand_user(name, error=LayoutError), folder.parent / name, folder / name):
         if path.exists():
             return str(path)
     return name
@@ -144,6 +144,14 @@ def _of_module(module: str, pattern: Any, usual: Any) -> Any:
     return usual
 
 
+def _is_expression(key: str) -> bool:
+    """Whether `_of_module` can look up a key of a pattern."""
+    try:
+        return re.compile(f"({key})") is not None
+    except re.error:
+        return False
+
+
 def adapted_config(cfg: ModelConfig, folder: Path) -> ModelConfig:
     """The base's config with the head that comes with an adapter (score.weight), if one does."""
     if (head := _tensors(folder).get("score.weight")) is None:
@@ -173,9 +181,14 @@ def _settings(folder: Path) -> dict[str, Any]:
             f"init_lora_weights = {found['init_lora_weights']!r}, which changes the base"
         )
     numbers = [found.get("r"), found.get("lora_alpha")]
-    numbers += [
-        x for name in ("rank_pattern", "alpha_pattern") for x in (found.get(name) or {}).values()
-    ]
+    for name in ("rank_pattern", "alpha_pattern"):
+        pattern = found.get(name) or {}
+        if isinstance(pattern, dict) and all(map(_is_expression, pattern)):
+            numbers += pattern.values()
+        else:
+            problems.append(
+                f"{name} = {pattern!r} (expected regular expressions and their numbers)"
+            )
     if not all(isinstance(x, int | float) and not isinstance(x, bool) and x > 0 for x in numbers):
         problems.append(f"ranks and alphas are {numbers} (expected positive numbers)")
     if problems:

@@ -40,8 +40,17 @@ def gguf_tokenizer(path: str | Path) -> "PreTrainedTokenizerFast":
     """The tokenizer of a GGUF file, with its special tokens and chat template.
 
     Supports byte-level BPE ("gpt2") with the splits of `_SPLITS`, and SentencePiece's BPE ("llama"). Raises LayoutError
-    for other tokenizers, CheckpointError for a damaged file.
+    for other tokenizers and values of the wrong type, CheckpointError for a damaged file.
     """
+    try:
+        return _rebuilt(path)
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise LayoutError(
+            f"{path} holds a value of the wrong type for its tokenizer: {error}. {_INSTEAD}"
+        ) from error
+
+
+def _rebuilt(path: str | Path) -> "PreTrainedTokenizerFast":
     found = open_gguf(path).metadata
     kind, pre = found.get("tokenizer.ggml.model"), found.get("tokenizer.ggml.pre")
     if kind not in ("gpt2", "llama"):
@@ -78,7 +87,7 @@ def gguf_tokenizer(path: str | Path) -> "PreTrainedTokenizerFast":
     special = {
         f"{role}_token": tokens[found[f"tokenizer.ggml.{key}_token_id"]]
         for role, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
-        if found.get(f"tokenizer.ggml.{key}_token_id", len(tokens)) < len(tokens)
+        if 0 <= found.get(f"tokenizer.ggml.{key}_token_id", -1) < len(tokens)
     }
     if "bos_token" in special and found.get(
         "tokenizer.ggml.add_bos_token", kind == "llama" or pre == "llama-bpe"

@@ -25,22 +25,31 @@ class HubResult:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name has the form of a hub name, OWNER/NAME.
+    """Whether the hub accepts a name as OWNER/NAME.
 
-    >>> is_hub_name("Qwen/Qwen3-0.6B"), is_hub_name("./x/y"), is_hub_name("smollm2-135m")
-    (True, False, False)
+    >>> is_hub_name("Qwen/Qwen3-0.6B"), is_hub_name("./x"), is_hub_name("smollm2-135m"), is_hub_name("a/b--c")
+    (True, False, False, False)
     """
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not name.startswith(".")
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) is None:
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def download(name: str, patterns: Sequence[str]) -> Path:
     """The folder with a model's files of these patterns, downloaded unless the local cache has it."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         why = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointError(
             f"{name!r} is not a local path and could not be downloaded from the Hugging Face hub: {why}\nCheck the "

@@ -9,7 +9,7 @@ from typing import Literal
 
 from gram_jax.checkpoint.run_info import RECIPE, read_info
 from gram_jax.errors import CheckpointError, GramWarning
-from gram_jax.files import describe_folder
+from gram_jax.files import describe_folder, expand_user
 from gram_jax.interop.adapters import is_adapter
 from gram_jax.interop.hf_files import CONFIG
 from gram_jax.interop.hub import download, is_hub_name
@@ -53,9 +53,9 @@ def resolve_model(name: str | Path) -> ModelSource:
         return ModelSource(name, "random", None)
     if name == SMOLLM2:
         return ModelSource(name, "gguf", _smollm2())
-    path, step = Path(name).expanduser(), None
+    path, step = expand_user(name, error=CheckpointError), None
     if (earlier := re.fullmatch(r"(.+)@(\d+)", name)) and not path.exists():
-        run = Path(earlier[1]).expanduser()
+        run = expand_user(earlier[1], error=CheckpointError)
         if _is_run(run):
             path, step = run, int(earlier[2])
     if path.suffix == ".json" and not path.is_dir():

@@ -43,7 +43,7 @@ _REASONING_PARTS = ("thinking", "redacted_thinking", "reasoning")
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 # Where other formats hold the content of a message, and the arguments of a call.
 _CONTENT_KEYS = ("content", "value", "text", "parts", "message")
-_ARGUMENT_KEYS = ("arguments", "parameters", "input", "args")
+ARGUMENT_KEYS = ("arguments", "parameters", "input", "args")
 _CALL_KEYS = {"name", "id", "call_id", "type", "index", "function"}
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 
@@ -58,6 +58,10 @@ class BadField(DataError):
     def __init__(self, field: str, expected: str, found: Any):
         self.field, self.expected, self.found = field, expected, found
         super().__init__(f"field {field!r}: expected {expected}, found {_show(found)}")
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, Any]]:
+        """Pickled with the description of the value, which need not be picklable."""
+        return BadField, (self.field, self.expected, Seen(_show(self.found)))
 
 
 def _show(value: Any) -> str:
@@ -390,11 +394,11 @@ def _calls(item: Any, field: str) -> list[str]:
 
 def _arguments(call: Any, field: str) -> Any:
     """The arguments of a call, under any of their names. Raises BadField if they may be under another one."""
-    for key in _ARGUMENT_KEYS:
+    for key in ARGUMENT_KEYS:
         if (found := _get(call, key)) is not None:
             return found
     others = {key for key in call if call[key] is not None} if isinstance(call, Mapping) else set()
-    if others := others - _CALL_KEYS - set(_ARGUMENT_KEYS):
+    if others := others - _CALL_KEYS - set(ARGUMENT_KEYS):
         found = Seen(f"only {', '.join(sorted(map(str, others)))}")
         raise BadField(f"{field}.arguments", "the arguments of the call", found)
     return None

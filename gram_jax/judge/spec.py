@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from gram_jax.errors import JudgeError
-from gram_jax.files import write_atomic
+from gram_jax.files import expand_user, write_atomic
 from gram_jax.judge.chat import PINNED_DATE, answer_frame, chat_frame, frame_shows_date
 from gram_jax.judge.guard import layout_guard
 from gram_jax.judge.labels import check_labels, find_label_ids
@@ -167,7 +167,7 @@ class JudgeSpec:
         if not path.is_file():
             place = (
                 "the file of a specification"
-                if path == Path(place).expanduser()
+                if path == expand_user(place, error=JudgeError)
                 else "a judge's folder"
             )
             raise JudgeError(
@@ -208,7 +208,7 @@ def accept_spec(path: Path) -> JudgeSpec:
 
 def judge_file(place: str | Path) -> Path:
     """`place` if it is the name of a .json file, else judge.json in that folder."""
-    path = Path(place).expanduser()
+    path = expand_user(place, error=JudgeError)
     return path if path.suffix == ".json" and not path.is_dir() else path / FILE_NAME
 
 

@@ -14,7 +14,7 @@ from gram_jax.evals.calibration import why_unusable
 from gram_jax.evals.identity import fingerprint_as, number_format
 from gram_jax.evals.results import SourceResult, TemperatureFit
 from gram_jax.evals.tables import Table
-from gram_jax.files import write_atomic
+from gram_jax.files import expand_user, write_atomic
 from gram_jax.formatting import NONE, format_figure
 from gram_jax.interop.hub import CARD, HubResult, front_matter, push_folder
 from gram_jax.interop.models import has_scalar_head, load_spec, model_config
@@ -66,7 +66,7 @@ def write_card(folder: Path, options: CardOptions) -> Path:
     weights, if gram_jax did not write the existing card, or if `push` is set and no licence is known. Raises
     CheckpointError if a file is damaged or the hub rejects the push, InUseError if another process writes the folder.
     """
-    folder = folder.expanduser()
+    folder = expand_user(folder, error=ReportError)
     spec = _spec(folder)
     with hold_lock(file_lock(folder.absolute()), error=ReportError):
         return _write_card(folder, spec, options)

@@ -9,6 +9,7 @@ from gram_jax.attacks.results import AttackResults
 from gram_jax.errors import ReportError
 from gram_jax.evals.identity import difference
 from gram_jax.evals.results import EvaluationResults, JudgeResults, SourceResult, read_results
+from gram_jax.files import expand_user
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def read_folders(folders: Sequence[str | Path]) -> list[ModelResults]:
     Raises ReportError if a folder has neither file, or one that is damaged, of another format, or of another judge than
     the other file.
     """
-    read = [_read_folder(Path(folder).expanduser()) for folder in folders]
+    read = [_read_folder(expand_user(folder, error=ReportError)) for folder in folders]
     labels = [found.label for found in read]
     if len(set(labels)) < len(labels):
         labels = [f"{found.label} ({last_part(found.folder)})" for found in read]

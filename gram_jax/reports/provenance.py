@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from gram_jax.checkpoint.run_info import RECIPE, read_info
 from gram_jax.errors import CheckpointError, ReportError
 from gram_jax.evals.datasets import HUB
+from gram_jax.files import expand_user
 from gram_jax.interop.hub import CARD, read_front_matter
 from gram_jax.interop.resolve import SMOLLM2, resolve_model
 from gram_jax.recipes.reading import read_recipe_of_run
@@ -128,7 +129,7 @@ def _stages(run: Path) -> list[StageRun]:
 
 def _place_of(model: str) -> Path:
     """The file or folder of a model by name, also of one that no longer exists; RUN for RUN@STEP."""
-    path = Path(model).expanduser()
+    path = expand_user(model, error=ReportError)
     try:
         return resolve_model(model).path or path
     except CheckpointError:

@@ -19,7 +19,7 @@ from gram_jax.errors import ReportError
 from gram_jax.evals import tables
 from gram_jax.evals.results import Mistake
 from gram_jax.evals.tables import Cell, Table
-from gram_jax.files import write_atomic
+from gram_jax.files import expand_user, write_atomic
 from gram_jax.formatting import format_figure
 from gram_jax.reports import comparison
 from gram_jax.reports.caveats import comparison_caveats, model_caveats
@@ -49,7 +49,7 @@ def write_reports(
     """
     if out is None and len(folders) > 1:
         out = Path(COMPARISON)
-    out = out or Path(folders[0]).expanduser() / PAGE
+    out = out or expand_user(folders[0], error=ReportError) / PAGE
     wanted = [(out, "html", render_html)]
     if markdown is not None:
         wanted.append((markdown, "Markdown", render_markdown))

@@ -32,7 +32,7 @@ from gram_jax.distributed.preemption import STATUS, StopRequest
 from gram_jax.distributed.process import ProcessContext
 from gram_jax.distributed.watchdog import Watchdog
 from gram_jax.errors import RecipeError, StoppedError
-from gram_jax.files import explain_full_disk
+from gram_jax.files import expand_user, explain_full_disk
 from gram_jax.progress import ProgressBar, ProgressFactory
 from gram_jax.recipes.reading import RecipeT, recipe_to_toml, recipe_values
 from gram_jax.run.directory import STUCK, RunDirectory, check_recipe, damage, make_directory
@@ -118,7 +118,8 @@ def open_run(
     Raises RecipeError if the directory holds something else or a run of another recipe, InUseError if another job runs
     in it.
     """
-    process, path = process or ProcessContext(), Path(recipe.run.output_dir).expanduser()
+    process = process or ProcessContext()
+    path = expand_user(recipe.run.output_dir, error=RecipeError)
     with ExitStack() as held:
         watchdog = held.enter_context(Watchdog(process, path / STUCK.format(process.index)))
         stop = held.enter_context(StopRequest(process))

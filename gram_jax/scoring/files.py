@@ -19,6 +19,7 @@ from gram_jax.data.reading import (
 )
 from gram_jax.data.sources import contents_of_source, parse_source
 from gram_jax.errors import DataError
+from gram_jax.files import expand_user
 from gram_jax.progress import ProgressBar
 from gram_jax.ranking.jobs import RankingConfig
 from gram_jax.remote import check_writable, is_remote
@@ -51,7 +52,7 @@ def check_files(
 
     Raises DataError for an unreadable input and an impossible output, before a model is loaded.
     """
-    path = Path(parse_source(source).path).expanduser()
+    path = expand_user(parse_source(source).path, error=DataError)
     if is_remote(out):
         check_writable(str(out))
     else:

@@ -10,6 +10,7 @@ from fastapi import FastAPI, Security
 from fastapi.security import HTTPBearer
 
 from gram_jax.errors import JudgeError
+from gram_jax.files import expand_user
 from gram_jax.rewards.forms import RewardForm
 from gram_jax.rewards.group_buffer import GroupBuffer
 from gram_jax.rewards.messages import prompt_of
@@ -96,6 +97,6 @@ def public_name(name: str) -> str:
     >>> public_name("/home/me/runs/judge@100"), public_name("Qwen/Qwen3-0.6B")
     ('judge@100', 'Qwen/Qwen3-0.6B')
     """
-    path = Path(name).expanduser()
+    path = expand_user(name)
     local = path.is_absolute() or Path(re.sub(r"@\d+$", "", str(path))).exists()
     return path.name if local else name

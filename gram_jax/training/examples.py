@@ -14,6 +14,7 @@ from gram_jax.data.reading import SourcesStream
 from gram_jax.data.records import Comparison
 from gram_jax.data.report import ReadReport
 from gram_jax.data.sources import data_files, parse_source
+from gram_jax.files import expand_user
 from gram_jax.judge.spec import JudgeSpec
 from gram_jax.judge.tokens import text_encoder
 from gram_jax.progress import ProgressFactory, no_progress
@@ -67,7 +68,7 @@ def cache_folder(recipe: Recipe, tokenizer: Any, spec: JudgeSpec) -> Path | None
         ],
         "seed": recipe.run.seed if by_seed else None,
     }
-    return (default_folder() if own is None else Path(own).expanduser()) / cache_key(values)
+    return (default_folder() if own is None else expand_user(own)) / cache_key(values)
 
 
 def _encoded_in_memory(recipe: Recipe, tokenizer: Any, spec: JudgeSpec) -> Examples:

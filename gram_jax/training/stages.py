@@ -9,9 +9,8 @@ import jax.numpy as jnp
 
 from gram_jax import tree
 from gram_jax.data.examples import Examples, make_examples
-from gram_jax.data.reading import read_sources
+from gram_jax.data.reading import read_sources, rendered_rows
 from gram_jax.data.report import ReadReport
-from gram_jax.data.sources import TEMPLATE_ROWS, first_rows
 from gram_jax.interop.models import load_model
 from gram_jax.judge.spec import JudgeSpec, make_spec
 from gram_jax.model.config import ModelConfig
@@ -78,7 +77,7 @@ def judge_spec(recipe: Recipe, tokenizer: Any) -> JudgeSpec:
     """The recipe's judge on this tokenizer."""
     judge, rows = recipe.judge, None
     if judge.template == "from-dataset":
-        rows = first_rows(recipe.data.train[0], TEMPLATE_ROWS)
+        rows = rendered_rows(recipe.data.train[0], map=recipe.data.map)
     return make_spec(tokenizer, **dataclasses.asdict(judge), rows=rows)
 
 
