@@ -229,7 +229,8 @@ def _limit(note: Any) -> str:
             case annotated_types.Le(le=value):
                 words.append(f"to {value}")
             case annotated_types.Lt(lt=value):
-                words.append(f"below {value}")
+                power = 2 ** (int(value).bit_length() - 1)
+                words.append(f"below {value if value < 2**16 else f'2^{power.bit_length() - 1}'}")
     return " ".join(words)
 
 

@@ -1,6 +1,8 @@
 """Adaptation of a judge: parts by prompt, the best epoch, nothing worse without a word."""
 
 import json
+import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -9,11 +11,13 @@ from tiny_runs import compiled_programs, write_pairs  # noqa: F401
 import gram_jax.adaptation.adapt
 from gram_jax.adaptation.adapt import NotBetterError, adapt, out_of_patience
 from gram_jax.adaptation.config import AdaptConfig
+from gram_jax.adaptation.recipe import make_adapt_recipe, write_template
 from gram_jax.adaptation.report import doubts, result_rows
 from gram_jax.adaptation.settings import default_rate, split
 from gram_jax.data.reading import read_records
-from gram_jax.errors import DataError, StoppedError
-from gram_jax.interop.models import load_spec, model_config
+from gram_jax.errors import DataError, JudgeError, StoppedError
+from gram_jax.interop.models import load_spec, load_tokenizer, model_config
+from gram_jax.judge.spec import make_spec
 from gram_jax.scoring.scorer import Scorer
 
 pytestmark = pytest.mark.slow
@@ -24,9 +28,6 @@ SMALL = {"num_train_epochs": 2, "batch_size": 4, "max_length": 192, "learning_ra
 @pytest.fixture
 def spec(tmp_path):
     """tiny-random's judge with a budget that its rows hold."""
-    from gram_jax.interop.models import load_tokenizer
-    from gram_jax.judge.spec import make_spec
-
     return make_spec(load_tokenizer("tiny-random"), max_length=192)
 
 
@@ -46,8 +47,40 @@ def test_too_few_prompts_are_a_named_error(tmp_path):
     records, _ = read_records(write_pairs(tmp_path / "p.jsonl", 30))
     with pytest.raises(DataError, match="at least 10"):
         split(records, 0.2, 0)
-    with pytest.raises(DataError, match=r"held_out = 0\.5"):
-        AdaptConfig(held_out=0.5)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("held_out", 0.5),
+        ("label_smoothing", 1.0),
+        ("num_train_epochs", 0),
+        ("patience", -1),
+        ("batch_size", 0),
+        ("seed", -1),
+        ("seed", 2**63),
+    ],
+)
+def test_a_setting_out_of_range_is_named(key, value):
+    with pytest.raises(DataError, match=f"{key} = {value}: expected"):
+        AdaptConfig(**{key: value})
+
+
+@pytest.mark.parametrize(
+    ("made", "changed", "message"),
+    [
+        ({"rationale": "think", "max_rationale": 16}, {}, "writes a rationale"),
+        ({}, {"end_of_turn": "<|other|>"}, "differs in end_of_turn"),
+        ({"template": "{prompt}\n[One]\n{first}\n[Two]\n{second}\n[End]\n\n"}, {}, None),
+    ],
+)
+def test_a_judge_that_a_recipe_cannot_state_is_refused(tmp_path, made, changed, message):
+    spec = replace(make_spec(load_tokenizer("tiny-random"), max_length=192, **made), **changed)
+    (tmp_path / "data").mkdir()
+    write_template(spec, tmp_path)
+    judge, data = Scorer.load("tiny-random", spec=spec), write_pairs(tmp_path / "p.jsonl", 8)
+    with pytest.raises(JudgeError, match=message) if message else nullcontext():
+        make_adapt_recipe("tiny-random", judge, data, tmp_path, AdaptConfig(**SMALL))
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -164,6 +197,8 @@ def test_a_training_whose_second_epoch_is_worse_ends_there(tmp_path, spec, monke
     result = adapt("tiny-random", source, tmp_path / "out", settings, spec=spec)
     assert [0, *trained] == [int(step) for step in result["choosing"]["loss"]] and len(trained) == 2
     trained.clear()
+    shutil.rmtree(tmp_path / "out" / "after")  # of another epoch, selected with less patience
+    shutil.copytree(tmp_path / "out" / "before", tmp_path / "out" / "after")
     again = adapt("tiny-random", source, tmp_path / "out", settings, spec=spec)
     assert not trained and again["test"] == result["test"]
 

@@ -1,10 +1,14 @@
 """Policy gradients as arithmetic, by hand."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gram_jax.errors import CheckpointError
 from gram_jax.rl.advantages import (
     adapted_kl_coef,
     divergence_per_token,
@@ -13,7 +17,9 @@ from gram_jax.rl.advantages import (
     leave_one_out_advantages,
     whiten,
 )
+from gram_jax.rl.loop import next_kl_coef
 from gram_jax.rl.objective import policy_loss, value_loss
+from gram_jax.run.metrics import MetricsWriter
 
 
 def test_group_advantages_have_mean_zero_and_deviation_one():
@@ -122,3 +128,13 @@ def test_the_clipped_loss_and_its_gradient(ratio, advantage, loss, gradient):
 def test_a_value_that_moved_too_far_gets_the_worse_of_both_errors():
     found = value_loss(jnp.array([1.0, 0.1]), jnp.zeros(2), jnp.array([1.0, 1.0]), 0.2)
     assert found.tolist() == pytest.approx([0.5 * 0.64, 0.5 * 0.81])
+
+
+def test_lost_metrics_of_a_steered_divergence_are_one_error_on_every_process():
+    """The processes other than the first have no file."""
+    run = SimpleNamespace(directory=SimpleNamespace(path=Path("run")))
+    outputs = SimpleNamespace(run=run, metrics=MetricsWriter(None, [{"step": 1, "kl": 0.5}]))
+    algorithm = SimpleNamespace(kl_target=1.0, kl_coef=0.1)
+    assert next_kl_coef(algorithm, outputs, 0) == 0.1
+    with pytest.raises(CheckpointError, match=r"run/metrics\.jsonl has no kl_weight"):
+        next_kl_coef(algorithm, outputs, 1)

@@ -13,6 +13,7 @@ import jax
 import pytest
 from cli_runner import run_cli
 from report_cases import HOSTILE, attacks, evaluation, settings, source, write
+from tiny_runs import tiny_rl_values
 
 from gram_jax.checkpoint.manifest import find_damage
 from gram_jax.errors import CheckpointError, ReportError
@@ -22,7 +23,7 @@ from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.hub import read_front_matter
 from gram_jax.interop.models import load_model, load_tokenizer
 from gram_jax.judge.spec import make_spec
-from gram_jax.recipes.reading import make_recipe, recipe_to_toml
+from gram_jax.recipes.reading import make_recipe, make_rl_recipe, recipe_to_toml
 from gram_jax.reports import card as cards
 from gram_jax.reports.card import CardOptions, is_ours, write_card
 from gram_jax.scoring.scorer import Scorer
@@ -215,6 +216,26 @@ def test_the_runs_tell_of_base_licence_recipe_and_data(model, judge, tmp_path):
     assert "| began with | smollm2-135m | s1 |" in text
     assert "pairs.jsonl" in text and "/home" not in text and str(tmp_path) not in text
     assert "7 longer than 1024 tokens" in text and "label smoothing 0.1" in text
+
+
+def test_a_policy_of_reinforcement_learning_tells_of_its_start_and_reward(model, judge, tmp_path):
+    first = run_folder(tmp_path / "s1", "pretrain", "Qwen/Qwen3-1.7B", ["a.jsonl"], data=DATA)
+    second = run_folder(tmp_path / "s2", "finetune", f"{first}@100", ["b.jsonl"], judge=judge)
+    recipe = make_rl_recipe(
+        tiny_rl_values(
+            tmp_path / "rl", policy__name_or_path=str(second), reward__judge="/home/me/judge"
+        )
+    )
+    (tmp_path / "rl").mkdir()
+    (tmp_path / "rl" / "recipe.toml").write_text(recipe_to_toml(recipe))
+    (tmp_path / "rl" / "run.json").write_text('{"stage": "rl", "steps": 3, "finished": true}')
+    text = text_of(model, run=tmp_path / "rl")
+    head = read_front_matter(model / "README.md")
+    assert (head["license"], head["base_model"]) == ("apache-2.0", "Qwen/Qwen3-1.7B")
+    assert "| began with | Qwen/Qwen3-1.7B | s1@100 | s2 |" in text
+    assert "| data | a.jsonl | b.jsonl | prompts.jsonl |" in text
+    assert re.search(r"^\| reward \|.*\| judge \|$", text, flags=re.MULTILINE)
+    assert "label smoothing 0.1" not in text and "/home" not in text
 
 
 def test_a_foundation_says_that_it_does_not_judge_yet(model, judge, tmp_path):

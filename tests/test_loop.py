@@ -23,25 +23,34 @@ from tiny_runs import (  # noqa: F401
     write_pairs,
 )
 
+import gram_jax.training.evaluation as evaluation
 import gram_jax.training.loop as loop
 from gram_jax import tree
 from gram_jax.checkpoint.orbax import Checkpoints
 from gram_jax.data.batches import BatchPlan
+from gram_jax.data.records import Comparison
 from gram_jax.errors import (
     CheckpointError,
     DataError,
     DoesNotFitError,
+    GramWarning,
     MissingExtraError,
     NonFiniteError,
     RecipeError,
 )
+from gram_jax.interop.classifier import as_classifier
+from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer
+from gram_jax.judge.messages import as_prompt
+from gram_jax.judge.spec import make_spec
 from gram_jax.model.specs import param_specs
 from gram_jax.recipes.reading import make_recipe, read_recipe, recipe_values
+from gram_jax.run.directory import RunDirectory
 from gram_jax.run.lifecycle import open_checkpoints, open_run
 from gram_jax.run.metrics import MetricsWriter, accept_metrics, read_metrics, truncate
 from gram_jax.sharding import check_divides, make_placement
 from gram_jax.training.compiling import compile_step, explain_step_memory
+from gram_jax.training.setup import set_up
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +185,24 @@ def test_stage_two_trains_on_labeled_and_unlabeled_pairs_with_order_consistency(
         make_recipe(values | {"data": values["data"] | {"position_augmentation": "hash"}})
 
 
+def test_held_out_pairs_without_labels_have_the_metrics_of_the_objective_alone(
+    tmp_path, monkeypatch
+):
+    recipe = tiny_recipe("finetune", tmp_path / "run", loss__order_consistency=0.1)
+    pairs = [Comparison(as_prompt(f"{n}?"), "one", "two", label=None) for n in range(3)]
+    setup = types.SimpleNamespace(
+        recipe=recipe, valid_plan=object(), valid_records=pairs, placement=None, steps=6
+    )
+    metrics = MetricsWriter(None, [])
+    outputs = types.SimpleNamespace(
+        metrics=metrics, run=types.SimpleNamespace(beat=lambda activity: None)
+    )
+    monkeypatch.setattr(evaluation, "held_out_metrics", lambda *_: {"order_divergence": 0.5})
+    state = types.SimpleNamespace(params={})
+    evaluation.evaluate_held_out(setup, outputs, None, None, {}, 6, state)
+    assert metrics.rows == [{"step": 6, "valid_order_divergence": 0.5}]
+
+
 @pytest.mark.slow
 def test_stage_two_begins_with_the_weights_of_stage_one(tmp_path, monkeypatch):
     write = train(tiny_recipe("pretrain", tmp_path / "write"))
@@ -227,6 +254,57 @@ def test_lora_on_a_rank_run_goes_on_after_an_interruption(tmp_path, monkeypatch)
         assert ("score" in saved_state(result)) == (stage == "bradley_terry")
 
 
+@pytest.fixture
+def classifier(tmp_path, one_device):
+    """A judge exported with the two rows of its verdicts as the head."""
+    cfg, params = load_model("tiny-random", one_device, None)
+    tokenizer = load_tokenizer("tiny-random")
+    spec = make_spec(tokenizer, max_length=192)
+    cfg, params = as_classifier(cfg, params, spec, "labels")
+    return export_hf(tmp_path / "cls", cfg, params, dtype=None, tokenizer=tokenizer, spec=spec)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_classifier_of_verdicts_is_trained_and_loaded(tmp_path, classifier, one_device, method):
+    changes = {"run__max_steps": 1, "optimizer__warmup_steps": 0.0}
+    changes |= {"model__name_or_path": str(classifier)} | (LORA if method == "lora" else {})
+    found = saved_state(train(tiny_recipe("finetune", tmp_path / "run", **changes)))
+    before = tree.flatten(load_model(classifier, one_device, None)[1])
+    assert found.keys() == before.keys() and found["score"].shape == before["score"].shape
+    assert np.array_equal(found["score"], before["score"]) == (method == "lora")
+
+
+def test_the_baseline_does_not_begin_with_a_classifier_of_verdicts(tmp_path, classifier):
+    recipe = tiny_recipe("bradley_terry", tmp_path / "run", model__name_or_path=str(classifier))
+    with pytest.raises(RecipeError, match="is a classifier of verdicts"):
+        train(recipe)
+
+
+def test_a_run_stays_on_the_step_of_its_start_that_it_began_with(tmp_path, one_device):
+    steps = {"run__max_steps": 2, "optimizer__warmup_steps": 0.0}
+    base = tiny_recipe("finetune", tmp_path / "base", **steps)
+    start = {"model__name_or_path": base.run.output_dir}
+    lora = tiny_recipe("finetune", tmp_path / "lora", **steps, **start, **LORA)
+    with pytest.warns(GramWarning, match="step 1 of 2"):
+        train(base, stop_at_step=1)
+        result = train(lora)
+    expected = saved_state(result)
+    train(base)
+    jax.tree.map(np.testing.assert_array_equal, saved_state(result), expected)
+
+    noted, pinned = json.loads((result.folder / "run.json").read_text()), f"{tmp_path / 'base'}@1"
+    assert json.loads((result.folder / "model" / "base.json").read_text())["base"] == pinned
+    assert set_up(lora, RunDirectory(result.folder, noted), one_device).start == pinned
+    del noted["start"]  # as in runs of older versions
+    newest = f"{tmp_path / 'base'}@2"
+    assert set_up(lora, RunDirectory(result.folder, noted), one_device).start == newest
+
+    shutil.rmtree(tmp_path / "base" / "checkpoints" / "1")
+    with pytest.raises(CheckpointError, match=r"of the LoRA(.|\n)*step 1; its steps: 2"):
+        saved_state(result)
+
+
 @pytest.mark.slow
 def test_lora_trains_on_a_mesh(tmp_path):
     mesh = make_placement({"fsdp": 2}, devices=jax.devices()[:2])
@@ -250,7 +328,7 @@ def poison(monkeypatch, bad_step: int):
 @pytest.mark.slow
 def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_good_state(tmp_path, monkeypatch):
     poison(monkeypatch, bad_step=3)
-    recipe = tiny_recipe("finetune", tmp_path / "run")
+    recipe = tiny_recipe("finetune", tmp_path / "run", log__logging_steps=2)
     with pytest.raises(NonFiniteError, match=r"step 4(.|\n)*after step 3(.|\n)*max_skipped=1"):
         train(recipe)
     good = tiny_recipe(
@@ -261,6 +339,15 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_good_state(tmp_path,
     jax.tree.map(
         np.testing.assert_array_equal, *(params_of(tmp_path / x, 3) for x in ("run", "good"))
     )
+    tokens = [
+        next(
+            row["num_tokens"]
+            for row in read_metrics(tmp_path / x / "metrics.jsonl")
+            if row["step"] == 3
+        )
+        for x in ("run", "good")
+    ]
+    assert tokens[0] == tokens[1]
 
     # with one skip allowed, the same run goes on past that batch
     poison(monkeypatch, bad_step=3)
@@ -498,6 +585,10 @@ def test_a_run_that_was_never_saved_begins_again_with_another_recipe(tmp_path):
     (tmp_path / "run" / "checkpoints" / "3").mkdir()
     with pytest.raises(RecipeError, match=r"run\.seed: 0 -> 5"):
         open_run(other, command="train").__enter__()
+    (tmp_path / "run" / "run.json").unlink()
+    for either in (recipe, other):
+        with pytest.raises(CheckpointError, match=r"no run\.json"):
+            open_run(either, command="train").__enter__()
 
 
 def test_a_missing_wandb_is_noticed_before_the_work(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from gram_jax import tree
 from gram_jax.batch import Sequences
 from gram_jax.checkpoint.manifest import write_manifest
 from gram_jax.checkpoint.orbax import Checkpoints
-from gram_jax.errors import CheckpointError, LayoutError
+from gram_jax.errors import CheckpointError, GramWarning, LayoutError
 from gram_jax.interop.hf_config import config_to_hf
 from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer, model_config
@@ -251,3 +251,15 @@ def test_a_run_is_named_with_the_step_that_it_stands_for(tmp_path):
     assert pin_step(str(run)) == f"{run}@10"
     assert pin_step(f"{run}@9") == f"{run}@9"
     assert pin_step("tiny-random") == "tiny-random"
+
+
+def test_a_finished_run_without_its_last_step_is_not_named_with_an_earlier_one(tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints" / "9").mkdir(parents=True)
+    (run / "recipe.toml").touch()
+    (run / "run.json").write_text('{"steps": 12}')
+    with pytest.warns(GramWarning, match="step 9 of 12"):
+        assert pin_step(str(run)) == f"{run}@9"
+    (run / "run.json").write_text('{"steps": 12, "finished": true}')
+    with pytest.raises(CheckpointError, match="the last one is lost"):
+        pin_step(str(run))

@@ -11,6 +11,7 @@ from conftest import tiny_config
 
 from gram_jax import tree
 from gram_jax.errors import RecipeError
+from gram_jax.model.lora import LoraConfig, lora_specs
 from gram_jax.model.specs import ParamSpec, init_params, param_specs
 from gram_jax.recipes.tables import OptimizerConfig
 from gram_jax.training import compact_adam
@@ -71,14 +72,24 @@ def test_a_warm_up_as_long_as_the_run_is_refused():
         make_schedule(changed(warmup_steps=5), 5)
 
 
-@pytest.mark.slow
-def test_weight_decay_touches_matrices_only():
-    specs = param_specs(tiny_config("qwen2", tied=False))
+def decayed_by(specs) -> set[str]:
+    """The weights that change without a gradient."""
     optimizer = make_optimizer(changed(weight_decay=0.5, warmup_steps=0), 10, specs)
     params = tree.map_with_path(lambda _, spec: jnp.ones(spec.shape), specs)
     zero = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(zero, optimizer.init(params), params)
-    decayed = {path for path, update in tree.walk(updates) if float(jnp.abs(update).max()) > 0}
+    return {path for path, update in tree.walk(updates) if float(jnp.abs(update).max()) > 0}
+
+
+def test_weight_decay_touches_both_matrices_of_a_lora():
+    specs = lora_specs(tiny_config("qwen2", tied=False), LoraConfig(2, 4.0, ("q",)))
+    assert decayed_by(specs) == {"layers/lora/q/a", "layers/lora/q/b"}
+
+
+@pytest.mark.slow
+def test_weight_decay_touches_matrices_only():
+    specs = param_specs(tiny_config("qwen2", tied=False))
+    decayed = decayed_by(specs)
     norms_and_biases = {path for path in tree.flatten(specs) if "norm" in path or "bias" in path}
     assert decayed == tree.flatten(specs).keys() - norms_and_biases
 

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import tiny_values
+from tiny_runs import tiny_rl_values, tiny_values
 
 from gram_jax.errors import RecipeError
 from gram_jax.recipes.reading import (
     FREE_ON_RESUME,
     changed_on_resume,
     make_recipe,
+    make_rl_recipe,
     read_recipe,
     read_rl_recipe,
     recipe_names,
@@ -102,6 +103,8 @@ def test_an_unknown_key_is_named_with_file_table_and_the_nearest_known_one(
         ("loss.label_smoothing=1.0", "[loss] label_smoothing = 1.0: expected less than 1"),
         ("run.seed=1.5", "[run] seed = 1.5: expected a valid integer"),
         ("run.seed=true", "[run] seed = true: expected a valid integer"),
+        (f"run.seed={2**63}", f"[run] seed = {2**63}: expected less than {2**63}"),
+        (f"run.max_steps={2**31}", f"[run] max_steps = {2**31}: expected less than {2**31}"),
         ("batch.packing=1", "[batch] packing = 1: expected a valid boolean"),
         (
             "stage=train",
@@ -209,6 +212,43 @@ def test_each_stage_has_its_own_keys(tmp_path, stage: str, override: str):
 )
 def test_values_that_do_not_go_together_are_refused(file: Path, overrides, expected: str):
     assert expected in wrong(file, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"run__seed": 2**63}, r"\[run\] seed = .*: expected less than"),
+        ({"run__max_steps": 2**31}, r"\[run\] max_steps = .*: expected less than"),
+        (
+            {"policy__param_dtype": "bfloat16", "optimizer__learning_rate": 1e-6},
+            r"\[policy\] param_dtype .* lost in bfloat16",
+        ),
+    ],
+)
+def test_values_that_no_rl_run_could_use_are_refused(tmp_path, changes, message):
+    with pytest.raises(RecipeError, match=message):
+        make_rl_recipe(tiny_rl_values(tmp_path / "run", **changes))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("reward.compare_with", "group"),
+        ("reward.scale", "log_odds"),
+        ("reward.length_penalty", 1.0),
+        ("reward.num_devices", 1),
+        ("policy.system", "Be brief."),
+    ],
+)
+def test_a_reward_by_labels_has_no_key_of_a_judge(tmp_path, key, value):
+    table, name = key.split(".")
+    labels = tiny_rl_values(tmp_path / "run") | {"reward": {"kind": "label"}}
+    assert make_rl_recipe(labels).reward.judge is None
+    labels[table] = {**labels[table], name: value}
+    with pytest.raises(
+        RecipeError, match=rf'\[{table}\] {name} is not used by \[reward\] kind = "label"'
+    ):
+        make_rl_recipe(labels)
 
 
 def test_fsdp_takes_the_devices_that_are_left_unless_another_axis_does(tmp_path):

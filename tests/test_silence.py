@@ -89,6 +89,7 @@ LISTED = {
     "interop.hub:push_folder": "looks for a mark in a card that is not ours",
     "interop.hub:read_front_matter": "a card without front matter gets one",
     "reports.card:_write_card": "looks for a mark in a card that is not ours",
+    "reports.provenance:_place_of": "a start that no longer exists ends the list of runs, with its name",
     "reports.report:_check": "looks for a mark in a file that is not ours",
     # processes and machines
     "distributed.cluster:tpu_vm_variables": "not a TPU VM",

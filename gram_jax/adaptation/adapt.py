@@ -85,7 +85,8 @@ def adapt(
     process, in a job of several processes that make the same call.
 
     Raises NotBetterError if the unadapted judge is better and `accept` is false, DataError if the data cannot be used,
-    InUseError if another job adapts in this folder, and the errors of `train`.
+    JudgeError for a judge that writes rationales, InUseError if another job adapts in this folder, and the errors of
+    `train`.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -135,10 +136,10 @@ def _adapt(
     recipe, ends = make_adapt_recipe(model, judge, files["train"], out, settings)
     tested = EvalDataset(str(files["test"]), "pairs", parts["test"], work.read)
 
-    def measured(scorer: Scorer, name: str) -> PairVerdicts | None:
+    def measured(scorer: Scorer, name: str, overwrite: bool) -> PairVerdicts | None:
         if not main:
             return None
-        folder = EvaluationFolder(out / name, scorer, name, progress=progress)
+        folder = EvaluationFolder(out / name, scorer, name, overwrite=overwrite, progress=progress)
         return folder.add(tested)[1]
 
     def on_choose(scorer: Scorer) -> np.ndarray:
@@ -148,7 +149,7 @@ def _adapt(
         margins = all_gather_objects(verdicts_on(own, scores).margin.tolist() if own else [])
         return np.concatenate([np.array(of_process) for of_process in margins])
 
-    before = measured(judge, "before")
+    before = measured(judge, "before", overwrite=False)
     unadapted = negative_log_likelihood(on_choose(judge))
     del judge  # frees the memory of its weights for training
 
@@ -168,7 +169,7 @@ def _adapt(
             break
     best = min(margins, key=losses.__getitem__)
     better, temperature = losses[best] < unadapted, fit_temperature(margins[best])
-    after = measured(at(best), "after")
+    after = measured(at(best), "after", overwrite=True)  # more patience may select another epoch
     test = None
     if before is not None and after is not None:
         test = compare_verdicts(before, after, temperature)

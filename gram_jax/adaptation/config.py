@@ -39,11 +39,14 @@ class AdaptConfig:
 
     def __post_init__(self) -> None:
         """Raises DataError for values out of range."""
-        if not 0 < self.held_out < 0.5:
-            raise DataError(
-                f"held_out = {self.held_out}: expected a share above 0 and below 0.5; two splits have it"
-            )
-        if not 0 <= self.label_smoothing < 1 or self.num_train_epochs < 1 or self.patience < 0:
-            raise DataError(
-                "expected label_smoothing from 0 to below 1, at least one epoch, and a patience of 0 or more"
-            )
+        share = "a share above 0 and below 0.5; two splits have it"
+        for name, valid, expected in (
+            ("held_out", 0 < self.held_out < 0.5, share),
+            ("label_smoothing", 0 <= self.label_smoothing < 1, "a number from 0 to below 1"),
+            ("num_train_epochs", self.num_train_epochs >= 1, "at least 1"),
+            ("patience", self.patience >= 0, "0 or more"),
+            ("batch_size", self.batch_size is None or self.batch_size >= 1, "at least 1"),
+            ("seed", 0 <= self.seed < 2**63, "0 or more and less than 2^63"),
+        ):
+            if not valid:
+                raise DataError(f"{name} = {getattr(self, name)}: expected {expected}")

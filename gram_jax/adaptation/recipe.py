@@ -10,14 +10,16 @@ import jax
 from gram_jax.adaptation.config import AdaptConfig
 from gram_jax.adaptation.settings import default_rate
 from gram_jax.data.batches import BatchPlan
-from gram_jax.errors import DataError
+from gram_jax.errors import DataError, JudgeError
 from gram_jax.files import write_atomic
 from gram_jax.judge.spec import JudgeSpec
 from gram_jax.model.lora import lora_targets
 from gram_jax.recipes.reading import make_recipe
 from gram_jax.recipes.tables import Recipe
+from gram_jax.run.directory import differing_fields
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.training.examples import training_examples
+from gram_jax.training.stages import judge_spec
 
 TEMPLATE = Path("data", "template.txt")
 STEPS = 40  # approximate number per epoch: a small data set needs many small steps
@@ -27,13 +29,19 @@ MAX_BATCH_SIZE = 8  # if the settings have no batch_size
 def make_adapt_recipe(
     model: str, judge: Scorer, train_file: Path, out: Path, settings: AdaptConfig
 ) -> tuple[Recipe, list[int]]:
-    """The training recipe, and the last step of each epoch, which has a checkpoint."""
+    """The training recipe, and the last step of each epoch, which has a checkpoint.
+
+    Raises JudgeError if the recipe's judge is not this one.
+    """
     max_length = max(settings.max_length, judge.spec.max_length)
     values = _values(model, judge, train_file, out, settings)
     values["batch"] |= {"max_length": max_length, **_batch_size(jax.device_count())}
-    examples = training_examples(make_recipe(values), judge.tokenizer, judge.spec)
+    recipe = make_recipe(values)
+    _check_judge(model, judge.spec, judge_spec(recipe, judge.tokenizer))
+    examples = training_examples(recipe, judge.tokenizer, judge.spec)
     rows = round(int(examples.documents.lengths.sum()) // max_length / STEPS)
-    batch_size = settings.batch_size or min(max(1, rows), MAX_BATCH_SIZE)
+    default = min(max(1, rows), MAX_BATCH_SIZE)
+    batch_size = default if settings.batch_size is None else settings.batch_size
     values["batch"] |= _batch_size(batch_size)
     batches = BatchPlan(
         examples,
@@ -49,7 +57,25 @@ def make_adapt_recipe(
 
 def write_template(spec: JudgeSpec, out: Path) -> None:
     """Write the template to which the recipe refers."""
-    write_atomic(out / TEMPLATE, spec.template, error=DataError)
+    write_atomic(out / TEMPLATE, spec.template + "\n", error=DataError)
+
+
+def _check_judge(model: str, spec: JudgeSpec, trained: JudgeSpec) -> None:
+    if trained.hash == spec.hash:
+        return
+    other = (
+        f"give --spec FILE (`gram-jax spec FILE --model {model} --template TEMPLATE` writes one)"
+    )
+    if spec.rationale is not None:
+        raise JudgeError(
+            f"the judge of {model} writes a rationale before its verdict, and an adaptation trains the verdict alone. "
+            f"To adapt it as a judge without rationales, {other}; to train rationales, use gram-jax train with stage "
+            '"rationale"'
+        )
+    raise JudgeError(
+        f"the judge of {model} cannot be trained: a recipe makes another one from it, which differs in "
+        f"{', '.join(differing_fields(spec, trained))}. To adapt it with another specification, {other}"
+    )
 
 
 def _values(

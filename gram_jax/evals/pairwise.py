@@ -84,7 +84,7 @@ def labeled(records: Iterable[Comparison]) -> tuple[list[Comparison], int]:
     records = list(records)
     kept = [record for record in records if record.has_preference]
     if not kept:
-        found = f"{len(records)} records, all of them ties" if records else "no records"
+        found = f"{len(records)} records, all ties or without a label" if records else "no records"
         raise DataError(f"no labeled pair to evaluate: {found}")
     return kept, len(records) - len(kept)
 

@@ -1,6 +1,5 @@
 """Weights, config, tokenizer and judge specification of a model by its name (interop/resolve.py)."""
 
-import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -9,7 +8,7 @@ import jax
 
 from gram_jax import tree
 from gram_jax.checkpoint.run_info import read_info
-from gram_jax.errors import CheckpointError, GramWarning, LayoutError
+from gram_jax.errors import CheckpointError, LayoutError
 from gram_jax.files import read_json
 from gram_jax.finite import check_weights
 from gram_jax.interop.adapters import adapted, adapted_config, adapter_base
@@ -22,7 +21,7 @@ from gram_jax.interop.hf_files import (
     hf_config,
     load_hf,
 )
-from gram_jax.interop.resolve import TEXTS, WEIGHTS, ModelSource, local_source
+from gram_jax.interop.resolve import TEXTS, WEIGHTS, ModelSource, check_final, local_source
 from gram_jax.interop.tiny import tiny_config, tiny_params, tiny_tokenizer
 from gram_jax.judge.spec import DEFAULT_LENGTH, JudgeSpec, make_reward_spec
 from gram_jax.judge.spec import FILE_NAME as JUDGE_FILE
@@ -212,6 +211,8 @@ def load_run(
     if lora is None:
         return cfg, params
     base = _base(run, name, cfg, placement, dtype)
+    if SCORE in params or cfg.head == "language":
+        base.pop(SCORE, None)  # of a reward model; the run trains or drops it
     base["layers"]["lora_scale"] = lora_scales(cfg, lora, placement)
     return cfg, merge_lora(tree.merge(base, params))
 
@@ -233,15 +234,19 @@ def trained_weights(
         note = read_json(folder / BASE_FILE)
         lora, base = LoraConfig(note["rank"], note["alpha"], tuple(note["targets"])), note["base"]
     with Checkpoints(run / "checkpoints", keep=None) as checkpoints:
-        if step is None:
-            _check_final(run, checkpoints.latest())
-        elif step not in (found := checkpoints.all_steps()):
+        found = checkpoints.all_steps()
+        if step is None and found:
+            check_final(run, found[-1])
+        elif step is not None and step not in found:
             steps = ", ".join(map(str, found)) or "none"
-            raise CheckpointError(f"{run} has no checkpoint of step {step}; its steps: {steps}")
+            raise CheckpointError(
+                f"{run} has no checkpoint of step {step}; its steps: {steps}. Restore it from a copy; "
+                "[checkpoint] max_to_keep and keep_period of its recipe say which steps a run keeps"
+            )
         saved = checkpoints.params_shapes(step)
         specs = param_specs(cfg) if lora is None else lora_specs(cfg, lora)
         if SCORE in saved:
-            specs[SCORE] = score_spec(cfg)
+            specs.setdefault(SCORE, score_spec(cfg))  # a classifier's config has its own
         abstract = tree.map_with_path(
             lambda path, spec: jax.ShapeDtypeStruct(
                 spec.shape, _dtype(path, saved, dtype), sharding=placement.sharding(*spec.axes)
@@ -275,21 +280,6 @@ def load_lora(name: str | Path, placement: Placement) -> tuple[ModelConfig, Tree
     return cfg, params, lora, base
 
 
-def _check_final(run: Path, newest: int | None) -> None:
-    """Compare a run's newest step with its number of steps."""
-    info = read_info(run)
-    steps = info.get("steps")
-    if newest is None or steps is None or newest == steps:
-        return
-    if info.get("finished"):
-        raise CheckpointError(
-            f"{run} finished with step {steps}, but its newest checkpoint is step {newest}: the last one is lost. "
-            "Restore it from a copy, or start the run's `gram-jax train` command again, which computes it again"
-        )
-    message = f"{run} is not finished: this is step {newest} of {steps}"
-    warnings.warn(message, category=GramWarning, stacklevel=2)
-
-
 def _base(run: Path, name: str, cfg: ModelConfig, placement: Placement, dtype: str | None) -> Tree:
     try:
         found, base = load_model(name, placement, dtype)
@@ -299,7 +289,6 @@ def _base(run: Path, name: str, cfg: ModelConfig, placement: Placement, dtype: s
         ) from error
     if found != cfg:
         raise LayoutError(f"the base {name!r} of the LoRA in {run} is another model now")
-    base.pop(SCORE, None)  # of a reward model; the run trains or drops it
     return base
 
 

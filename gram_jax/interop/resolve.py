@@ -2,12 +2,13 @@
 
 import importlib.util
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gram_jax.checkpoint.run_info import RECIPE
-from gram_jax.errors import CheckpointError
+from gram_jax.checkpoint.run_info import RECIPE, read_info
+from gram_jax.errors import CheckpointError, GramWarning
 from gram_jax.files import describe_folder, expand_user
 from gram_jax.interop.adapters import is_adapter
 from gram_jax.interop.hf_files import CONFIG
@@ -88,12 +89,36 @@ def resolve_model(name: str | Path) -> ModelSource:
 
 
 def pin_step(name: str) -> str:
-    """A run's name with its newest step, as RUN@STEP, because the run may continue; other names unchanged."""
+    """A run's name with its newest step, as RUN@STEP, because the run may continue; other names unchanged.
+
+    Raises or warns as `check_final`.
+    """
     source = resolve_model(name)
     if source.kind != "run" or source.step is not None:
         return name
     steps = [int(x.name) for x in source.place.glob("checkpoints/*") if x.name.isdigit()]
-    return f"{name}@{max(steps)}" if steps else name
+    if not steps:
+        return name
+    check_final(source.place, max(steps))
+    return f"{name}@{max(steps)}"
+
+
+def check_final(run: Path, newest: int) -> None:
+    """Compare a run's newest step with its number of steps.
+
+    Raises CheckpointError if the last step of a finished run is missing. Warns if the run is unfinished.
+    """
+    info = read_info(run)
+    steps = info.get("steps")
+    if steps is None or newest == steps:
+        return
+    if info.get("finished"):
+        raise CheckpointError(
+            f"{run} finished with step {steps}, but its newest checkpoint is step {newest}: the last one is lost. "
+            "Restore it from a copy, or start the run's `gram-jax train` command again, which computes it again"
+        )
+    message = f"{run} is not finished: this is step {newest} of {steps}"
+    warnings.warn(message, category=GramWarning, stacklevel=2)
 
 
 def _is_run(path: Path) -> bool:

@@ -57,7 +57,7 @@ def lora_specs(cfg: ModelConfig, lora: LoraConfig) -> Tree:
         base, cut = layers[name], 1 + NUM_CONTRACTED_DIMS[name]
         a = (*base.shape[:cut], lora.rank), (*base.axes[:cut], "rank")
         b = (base.shape[0], lora.rank, *base.shape[cut:]), ("layers", "rank", *base.axes[cut:])
-        specs[name] = {"a": ParamSpec(*a, "normal"), "b": ParamSpec(*b, "zeros")}
+        specs[name] = {"a": ParamSpec(*a, "normal"), "b": ParamSpec(*b, "zeros", decays=True)}
     return {"layers": {"lora": specs}}
 
 

@@ -18,16 +18,19 @@ SCORE = "score"  # the rows [Y, D] that a classifier or scalar reward model mult
 
 @dataclass(frozen=True)
 class ParamSpec:
-    """One weight. init: "normal" has standard deviation 0.02, the default of the model families."""
+    """One weight. init: "normal" has standard deviation 0.02, the default of the model families.
+
+    decays: whether weight decay applies: to matrices, not to norms and biases; default: if the weight starts random.
+    """
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
     init: Literal["normal", "zeros", "ones"]
+    decays: bool | None = None
 
-    @property
-    def decays(self) -> bool:
-        """Whether weight decay applies: to matrices, not to norms and biases."""
-        return self.init == "normal"
+    def __post_init__(self) -> None:
+        if self.decays is None:
+            object.__setattr__(self, "decays", self.init == "normal")
 
 
 def param_specs(cfg: ModelConfig) -> Tree:

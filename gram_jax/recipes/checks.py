@@ -7,7 +7,7 @@ from gram_jax.errors import RecipeError, nearest_multiple
 from gram_jax.files import check_local
 from gram_jax.model.attention.choice import AttentionTask, refusals
 from gram_jax.recipes.rl import RlRecipe
-from gram_jax.recipes.tables import Recipe
+from gram_jax.recipes.tables import BaseModelConfig, OptimizerConfig, Recipe
 
 # Keys of certain stages only. They are required there, except those with a default.
 STAGES_OF: dict[str, tuple[Stage, ...]] = {
@@ -22,6 +22,12 @@ STAGES_OF: dict[str, tuple[Stage, ...]] = {
     "data.pretraining_layout": ("pretrain",),
 }
 
+# Keys of [reward] kind = "judge". With kind = "label" the judge's own specification renders the prompt.
+JUDGE_KEYS = {
+    "reward": ("compare_with", "references", "scale", "length_penalty", "num_devices"),
+    "policy": ("system",),
+}
+
 # At a smaller learning rate, Adam's updates are lost in the rounding of bf16 weights: at 1e-5 a judge did not learn.
 LEAST_BF16_LEARNING_RATE = 1e-4
 
@@ -31,7 +37,10 @@ def check_recipe(recipe: Recipe) -> Iterator[str]:
     check_local(recipe.run.output_dir, "run.output_dir", RecipeError)
     check_local(recipe.data.cache_dir or "", "data.cache_dir", RecipeError)
     yield from _stage(recipe)
-    yield from _optimizer(recipe)
+    warmup, steps = recipe.optimizer.warmup_steps, recipe.run.max_steps
+    if steps is not None and warmup >= steps:
+        yield f"[optimizer] warmup_steps = {warmup:g} is not less than run.max_steps = {steps}"
+    yield from _master_weights("model", recipe.model, recipe.optimizer)
     if recipe.stage == "rationale" and recipe.data.position_augmentation == "both":
         yield '[data] position_augmentation = "both": a rationale is of one order, use "hash" or "fixed"'
     if recipe.judge.labels is None and recipe.judge.template != "from-dataset":
@@ -71,6 +80,19 @@ def check_rl_recipe(recipe: RlRecipe) -> Iterator[str]:
             f"{algorithm.gradient_accumulation_steps} do not divide the {recipe.rows} responses of a step"
         )
 
+    yield from _master_weights("policy", recipe.policy, recipe.optimizer)
+    if reward.kind == "label":
+        yield from _judge_keys(recipe)
+
+
+def _judge_keys(recipe: RlRecipe) -> Iterator[str]:
+    """Keys of a reward of kind "judge", which kind "label" does not use."""
+    for table, names in JUDGE_KEYS.items():
+        found = getattr(recipe, table)
+        for name in names:
+            if getattr(found, name) != type(found).__dataclass_fields__[name].default:
+                yield f'[{table}] {name} is not used by [reward] kind = "label": remove it'
+
 
 def _stage(recipe: Recipe) -> Iterator[str]:
     """Keys that this stage requires, and keys that it does not use."""
@@ -85,14 +107,13 @@ def _stage(recipe: Recipe) -> Iterator[str]:
             yield f'[{section}] {name} is not used by stage "{recipe.stage}": remove it'
 
 
-def _optimizer(recipe: Recipe) -> Iterator[str]:
-    warmup, steps = recipe.optimizer.warmup_steps, recipe.run.max_steps
-    if steps is not None and warmup >= steps:
-        yield f"[optimizer] warmup_steps = {warmup:g} is not less than run.max_steps = {steps}"
-    rate = recipe.optimizer.learning_rate
-    if recipe.model.param_dtype == "bfloat16" and rate < LEAST_BF16_LEARNING_RATE:
+def _master_weights(
+    table: str, model: BaseModelConfig, optimizer: OptimizerConfig
+) -> Iterator[str]:
+    rate = optimizer.learning_rate
+    if model.param_dtype == "bfloat16" and rate < LEAST_BF16_LEARNING_RATE:
         yield (
-            f'[model] param_dtype = "bfloat16" with learning_rate = {rate:g}: such small updates are lost in '
+            f'[{table}] param_dtype = "bfloat16" with learning_rate = {rate:g}: such small updates are lost in '
             'bfloat16. Use param_dtype = "float32" (compute_dtype may stay bfloat16) or a learning rate of at least '
             f"{LEAST_BF16_LEARNING_RATE:g}"
         )

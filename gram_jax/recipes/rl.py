@@ -16,6 +16,8 @@ from gram_jax.recipes.tables import (
     MeshConfig,
     OptimizerConfig,
     Positive,
+    Seed,
+    Steps,
     Text,
     TrackingConfig,
 )
@@ -30,9 +32,9 @@ class RlRunConfig:
 
     output_dir: Text
     """Directory of the run"""
-    seed: Count
+    seed: Seed
     """Seed for prompts, sampling and mini-batches"""
-    max_steps: Positive
+    max_steps: Steps
     """Number of steps, each one rollout and its updates"""
 
 

@@ -30,6 +30,8 @@ LoraTarget = Literal["q", "k", "v", "o", "gate", "up", "down"]
 SecondMomentDtype = Literal["float32", "bfloat16", "int8", "factored"]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+Steps = Annotated[int, Field(ge=1, lt=2**31)]  # counted in int32
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # of jax.random.key
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -39,9 +41,9 @@ class RunConfig:
 
     output_dir: Text
     """Directory of the run; shared by all processes of a job"""
-    seed: Count
+    seed: Seed
     """Seed for shuffling, initialisation and attacks"""
-    max_steps: Positive | None = None
+    max_steps: Steps | None = None
     """Number of optimizer steps"""
     num_train_epochs: Positive | None = None
     """Number of passes over the training data"""

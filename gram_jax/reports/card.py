@@ -20,6 +20,8 @@ from gram_jax.interop.hub import CARD, HubResult, front_matter, push_folder
 from gram_jax.interop.models import has_scalar_head, load_spec, model_config
 from gram_jax.interop.resolve import resolve_model
 from gram_jax.judge.spec import JudgeSpec
+from gram_jax.recipes.rl import RlRecipe
+from gram_jax.recipes.tables import Recipe
 from gram_jax.reports.loading import ModelResults, last_part, numbered, read_folders
 from gram_jax.reports.provenance import Origin, StageRun, find_origin
 from gram_jax.reports.report import render, tidy
@@ -34,6 +36,7 @@ STAGES = {
     "finetune": "2: judging",
     "rationale": "2: judging, with rationales",
     "bradley_terry": "ranking (baseline)",
+    "rl": "reinforcement learning",
 }
 MARK = re.compile(r"\n<!-- gram_jax card ([0-9a-f]{16}): .* -->\n*\Z")
 
@@ -168,7 +171,7 @@ def make_card(
         pipeline_tag="text-classification" if scalar else "text-generation",
         tags=[*TAGS, *(() if scalar else GENERATIVE)],
     )
-    last = origin.stages[-1].recipe if origin.stages else None
+    last = origin.stages[-1] if origin.stages else None
     cfg = model_config(folder)
     body = render(
         "card.md.j2",
@@ -180,7 +183,7 @@ def make_card(
         size=f"{cfg.layers} layers of width {cfg.embed_size}",
         origin=origin,
         foundation=last is not None and last.stage == "pretrain",
-        smoothing=last.loss.label_smoothing if last is not None else None,
+        smoothing=last.smoothing if last is not None else None,
         results=_named(found),
         training=_training(origin),
         calibration=[
@@ -238,7 +241,7 @@ def _training(origin: Origin) -> Table | None:
     """A table with one column per run; None if no run is known."""
     if not origin.stages:
         return None
-    columns = tuple(STAGES[stage.recipe.stage] for stage in origin.stages)
+    columns = tuple(STAGES[stage.stage] for stage in origin.stages)
     described = [_describe(stage, origin) for stage in origin.stages]
     names = dict.fromkeys(name for one in described for name in one)
     rows = tuple((name, *(one.get(name, NONE) for one in described)) for name in names)
@@ -250,17 +253,23 @@ def _describe(stage: StageRun, origin: Origin) -> dict[str, str]:
     recipe, optimizer = stage.recipe, stage.recipe.optimizer
     length = f"{stage.info['steps']:,} steps" if "steps" in stage.info else "not begun"
     rows = {
-        "began with": origin.shown_start(stage),
-        "data": ", ".join(origin.shown_source(source.path) for source in recipe.data.train),
+        "began with": origin.shown_model(stage.start),
+        "data": ", ".join(map(origin.shown_source, stage.sources)),
         "length": length + ("" if stage.info.get("finished") else ", not finished"),
-        "batch": f"{recipe.batch.batch_size} rows of {recipe.batch.max_length} tokens",
+        "batch": _batch(recipe),
         "learning rate": f"{optimizer.learning_rate:g}, {optimizer.lr_scheduler_type}",
         "seed": str(recipe.run.seed),
         "computed in": recipe.execution.compute_dtype,
     }
-    if recipe.loss.label_smoothing is not None:
-        rows["label smoothing"] = f"{recipe.loss.label_smoothing:g}"
-    if recipe.data.position_augmentation is not None:
+    if stage.smoothing is not None:
+        rows["label smoothing"] = f"{stage.smoothing:g}"
+    if isinstance(recipe, RlRecipe):
+        judge = recipe.reward.judge
+        rows["algorithm"] = (
+            f"{recipe.algorithm.kind}, weight of the KL divergence {recipe.algorithm.kl_coef:g}"
+        )
+        rows["reward"] = "the labels" if judge is None else origin.shown_model(judge)
+    elif recipe.data.position_augmentation is not None:
         rows["orders of showing"] = recipe.data.position_augmentation
     if recipe.lora is not None:
         rows["weights trained"] = f"LoRA of rank {recipe.lora.rank}, merged"
@@ -277,3 +286,13 @@ def _describe(stage: StageRun, origin: Origin) -> dict[str, str]:
         if data["first_share"] is not None:
             rows["first is the better one"] = format_figure(data["first_share"], 2)
     return rows
+
+
+def _batch(recipe: Recipe | RlRecipe) -> str:
+    if isinstance(recipe, Recipe):
+        return f"{recipe.batch.batch_size} rows of {recipe.batch.max_length} tokens"
+    sampling = recipe.sampling
+    return (
+        f"{sampling.num_generations} responses of at most {sampling.max_new_tokens} tokens to each of "
+        f"{sampling.prompts_per_step} prompts"
+    )

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gram_jax.checkpoint.run_info import RECIPE, read_info
-from gram_jax.errors import ReportError
+from gram_jax.errors import CheckpointError, ReportError
 from gram_jax.evals.datasets import HUB
 from gram_jax.files import expand_user
 from gram_jax.interop.hub import CARD, read_front_matter
-from gram_jax.interop.resolve import SMOLLM2
-from gram_jax.recipes.reading import read_recipe
+from gram_jax.interop.resolve import SMOLLM2, resolve_model
+from gram_jax.recipes.reading import read_recipe_of_run
+from gram_jax.recipes.rl import RlRecipe
 from gram_jax.recipes.tables import Recipe
 
 SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -28,13 +29,31 @@ LICENSES = (
 class StageRun(NamedTuple):
     """A run: its recipe and its run.json."""
 
-    recipe: Recipe
+    recipe: Recipe | RlRecipe
     info: Mapping[str, Any]
+
+    @property
+    def stage(self) -> str:
+        """The stage of a training run; "rl" for reinforcement learning."""
+        return self.recipe.stage if isinstance(self.recipe, Recipe) else "rl"
 
     @property
     def start(self) -> str:
         """The name of the model that the run started from."""
-        return self.recipe.model.name_or_path
+        recipe = self.recipe
+        model = recipe.model if isinstance(recipe, Recipe) else recipe.policy
+        return model.name_or_path
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The paths or names of the training data."""
+        train = self.recipe.data.train
+        return (train,) if isinstance(train, str) else tuple(source.path for source in train)
+
+    @property
+    def smoothing(self) -> float | None:
+        """The label smoothing of the run, None without one."""
+        return self.recipe.loss.label_smoothing if isinstance(self.recipe, Recipe) else None
 
 
 @dataclass(frozen=True)
@@ -60,10 +79,10 @@ class Origin:
         known = self.hub_dataset(source) or source.startswith("tfds:")
         return source if known else Path(source).name
 
-    def shown_start(self, stage: StageRun) -> str:
-        """The start model of a run for publication: a name of the hub, or the last part of a path."""
-        known = stage.start == self.base or _license_of(stage.start)
-        return stage.start if known else Path(stage.start).name
+    def shown_model(self, name: str) -> str:
+        """A model for publication: a name of the hub, or the last part of a path."""
+        known = name == self.base or _license_of(name)
+        return name if known else Path(name).name
 
 
 def find_origin(
@@ -86,7 +105,7 @@ def find_origin(
             "give the run that this model was exported from"
         )
     start = stages[0].start if stages else ""
-    card = read_front_matter(expand_user(start, error=ReportError) / CARD) if start else {}
+    card = read_front_matter(_place_of(start) / CARD) if start else {}
     known = SMOLLM2_HUB if start == SMOLLM2 else start if _license_of(start) else None
     base = base or known or _one(card.get("base_model"))
     license = license or _one(card.get("license")) or _license_of(base or "")
@@ -99,13 +118,22 @@ def _stages(run: Path) -> list[StageRun]:
     seen = set()
     while (run / RECIPE).is_file() and run.resolve() not in seen:
         seen.add(run.resolve())
-        stages.insert(0, StageRun(read_recipe(run / RECIPE), read_info(run)))
-        run = expand_user(stages[0].start, error=ReportError)
+        stages.insert(0, StageRun(read_recipe_of_run(run / RECIPE), read_info(run)))
+        run = _place_of(stages[0].start)
     if not stages:
         raise ReportError(
             f"--run {run}: expected the folder of a run, with its {RECIPE}; there is none"
         )
     return stages
+
+
+def _place_of(model: str) -> Path:
+    """The file or folder of a model by name, also of one that no longer exists; RUN for RUN@STEP."""
+    path = expand_user(model, error=ReportError)
+    try:
+        return resolve_model(model).path or path
+    except CheckpointError:
+        return path
 
 
 def _license_of(model: str) -> str | None:

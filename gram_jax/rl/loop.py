@@ -35,6 +35,7 @@ from gram_jax.rl.setup import RlSetup, policy_weights, set_up_rl
 from gram_jax.rl.verdicts import VerdictGenerator
 from gram_jax.run.directory import write_model
 from gram_jax.run.lifecycle import (
+    Outputs,
     Run,
     RunResult,
     is_complete,
@@ -47,7 +48,7 @@ from gram_jax.run.lifecycle import (
     save,
     stop_if_requested,
 )
-from gram_jax.run.metrics import MetricsWriter
+from gram_jax.run.metrics import FILE_NAME
 from gram_jax.sharding import Placement
 from gram_jax.training.stages import initial_weights
 from gram_jax.training.state import TrainState, init_state
@@ -109,7 +110,7 @@ def learn(setup: RlSetup, run: Run, progress: ProgressFactory) -> None:
         with open_outputs(run, checkpoints, done, steps, "rl", progress) as outputs:
             metrics = outputs.metrics
             while done < steps:
-                kl_coef = next_kl_coef(recipe.algorithm, metrics, done)
+                kl_coef = next_kl_coef(recipe.algorithm, outputs, done)
                 state, values = rl_step(setup, run, state, done, kl_coef)
                 done += 1
                 metrics.write(done, values)
@@ -213,15 +214,15 @@ def _take(batch: RolloutBatch, rows: jax.Array, place: Placement) -> RolloutBatc
     return jax.tree.map(lambda x: place.constrain(x[rows], "batch", None), batch)
 
 
-def next_kl_coef(algorithm: AlgorithmConfig, metrics: MetricsWriter, done: int) -> float:
+def next_kl_coef(algorithm: AlgorithmConfig, outputs: Outputs, done: int) -> float:
     """The divergence's weight in the next step, a function of the last step's metrics, which a resumed run reads."""
     if algorithm.kl_target is None or not done:
         return algorithm.kl_coef
-    weight, kl = metrics.last("kl_weight"), metrics.last("kl")
+    weight, kl = outputs.metrics.last("kl_weight"), outputs.metrics.last("kl")
     if weight is None or kl is None:
         raise CheckpointError(
-            f"{metrics.path} has no kl_weight and kl of step {done}, which kl_target needs: restore the file that the "
-            "run wrote, or start again in another run.output_dir"
+            f"{outputs.run.directory.path / FILE_NAME} has no kl_weight and kl of step {done}, which kl_target needs: "
+            "restore the file that the run wrote, or start again in another run.output_dir"
         )
     return adapted_kl_coef(weight, kl, algorithm.kl_target)
 

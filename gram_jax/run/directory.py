@@ -1,8 +1,8 @@
 """The directory of a run: its content, and whether a run may resume in it.
 
 recipe.toml      the resolved recipe
-run.json         stage, number of steps, fingerprints of data and judge, data statistics, whether the run is finished,
-                 its id at Weights & Biases
+run.json         stage, number of steps, start model, fingerprints of data and judge, data statistics, whether the run
+                 is finished, its id at Weights & Biases
 lock.json        the running job, if there is one
 model/           config.json, tokenizer, judge.json, base.json under LoRA, and a manifest of their hashes; together
                  with the newest checkpoint this is a model, loaded by the run's name
@@ -91,12 +91,17 @@ def make_directory(path: Path) -> None:
 def check_recipe(path: Path, recipe: RecipeT, command: str) -> dict[str, Any]:
     """Content of run.json, {} if the run was never saved; it may then start with another recipe.
 
-    Raises RecipeError if the directory holds a saved run of another recipe.
+    Raises RecipeError if the directory holds a saved run of another recipe, CheckpointError if run.json is lost.
     """
     stored, info = path / RECIPE, read_info(path)
     if not info.get("finished") and not any(path.glob("checkpoints/*")):
         return {}
-    if info and (changed := changed_on_resume(read_recipe_as(type(recipe), stored), recipe)):
+    if not info:  # written before the first checkpoint
+        raise CheckpointError(
+            f"{path} has checkpoints and no {INFO}, which identifies their data and judge: restore it from a copy, or "
+            "give this run its own directory (--set run.output_dir=...)"
+        )
+    if changed := changed_on_resume(read_recipe_as(type(recipe), stored), recipe):
         lines = "\n  ".join(changed)
         raise RecipeError(
             f"{path} holds a run of another recipe. These keys change results:\n  {lines}\n"

@@ -49,8 +49,8 @@ def evaluate_held_out(
 ) -> None:
     """Write the metrics of the held-out data after `done` steps, unless they are written.
 
-    These are the objective's metrics, and after the last step those of `judge_pairs`. Raises StoppedError if the job is
-    asked to stop meanwhile.
+    These are the objective's metrics, and after the last step those of `judge_pairs` if a pair has a preference. Raises
+    StoppedError if the job is asked to stop meanwhile.
     """
     if setup.valid_plan is None or outputs.metrics.has_held_out(done):
         return
@@ -64,7 +64,10 @@ def evaluate_held_out(
         eval_step, state.params, frozen, setup.valid_plan, setup.placement, between
     )
     if done == setup.steps and setup.recipe.stage in VERDICT_STAGES:
-        found |= judge_pairs(setup, tree.merge(state.params, frozen), between)
+        if any(record.has_preference for record in setup.valid_records):
+            found |= judge_pairs(setup, tree.merge(state.params, frozen), between)
+        else:  # of order consistency alone
+            logger.info("held-out data: no pair has a label, so no accuracy is measured")
     outputs.metrics.write(done, {f"{HELD_OUT}{name}": value for name, value in found.items()})
     shown = ", ".join(f"{name} {format_value(value)}" for name, value in found.items())
     logger.info("held-out data after step %d: %s", done, shown)
@@ -92,7 +95,7 @@ def held_out_metrics(
 
 
 def judge_pairs(setup: TrainSetup, params: Tree, between: Callable[[], None]) -> dict[str, float]:
-    """Metrics of every held-out pair, scored from its texts in both orders."""
+    """Metrics of every held-out pair with a preference, scored from its texts in both orders."""
     # Pairs differ in length from training batches, and each row holds one document.
     execution = dataclasses.replace(
         make_execution(setup.recipe, setup.placement, "none"), attention="auto", packed=False

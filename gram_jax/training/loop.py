@@ -164,6 +164,8 @@ def run_steps(
                         evaluate(done, state)
             run.beat(f"waiting for the data of step {done + 1}")
     except NonFiniteError as error:
+        if averages.tokens:  # of the good steps since the last line, which are saved
+            write_line(averages, int(state.step), outputs.metrics, watch.lap())
         raise NonFiniteError(f"{error}. {_save_good_state(outputs, recipe, state)}") from None
     run.beat(f"saving step {done}")
     outputs.checkpoints.wait()
@@ -223,13 +225,11 @@ def first_state(
     recipe, placement = setup.recipe, setup.placement
     with log_time(logger, "load the weights"):
         if newest is None:
-            _, params, frozen = start_weights(recipe, setup.specs, placement)
+            _, params, frozen = start_weights(recipe, setup.start, setup.specs, placement)
             return init_state(params, setup.optimizer, setup.abstract), frozen
         frozen = {}
         if recipe.lora is not None:
-            compute_dtype = recipe.execution.compute_dtype
-            start, lora = recipe.model.name_or_path, recipe.lora.config
-            frozen = frozen_weights(start, lora, compute_dtype, placement)[1]
+            frozen = frozen_weights(recipe, setup.start, placement)[1]
         return checkpoints.restore(newest, setup.abstract), frozen
 
 
@@ -238,20 +238,20 @@ def _write_description(
 ) -> None:
     """Write model/ and run.json, and log the number of weights."""
     recipe = setup.recipe
-    start = recipe.model.name_or_path
     write_model(
         directory,
         setup.cfg,
         setup.tokenizer,
         dtype=recipe.model.param_dtype,
-        stop_token_ids=stop_tokens(start),
+        stop_token_ids=stop_tokens(setup.start),
         spec=setup.spec,
-        base=None if recipe.lora is None else (start, recipe.lora.config),
+        base=None if recipe.lora is None else (setup.start, recipe.lora.config),
     )
     directory.note(
         stage=recipe.stage,
         steps=setup.steps,
         examples=setup.examples,
+        start=setup.start,
         judge=setup.spec.hash,
         data=dataclasses.asdict(setup.plan.report()),
     )

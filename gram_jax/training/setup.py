@@ -12,9 +12,10 @@ from gram_jax.data.batches import BatchPlan
 from gram_jax.data.examples import Examples
 from gram_jax.data.overlap import count_overlap
 from gram_jax.data.reading import check_source
-from gram_jax.distributed.collectives import assert_equal
+from gram_jax.distributed.collectives import assert_equal, broadcast_object
 from gram_jax.errors import DataError, RecipeError
 from gram_jax.interop.models import load_spec, load_tokenizer, model_config
+from gram_jax.interop.resolve import pin_step
 from gram_jax.judge.spec import JudgeSpec, check_tokenizer
 from gram_jax.model.attention import backend_of
 from gram_jax.model.config import ModelConfig
@@ -50,11 +51,13 @@ logger = logging.getLogger(__name__)
 class TrainSetup:
     """A run before its weights are loaded.
 
-    examples: fingerprint of the training data. specs, abstract: of the trained weights and of the state.
+    start: name of the model that the run began with, with a step if it is a run, which may continue. examples:
+    fingerprint of the training data. specs, abstract: of the trained weights and of the state.
     """
 
     recipe: Recipe
     placement: Placement
+    start: str
     cfg: ModelConfig
     tokenizer: Any
     spec: JudgeSpec
@@ -85,7 +88,14 @@ def set_up(
     ):
         raise RecipeError(problem)
     check_writers(tensorboard=recipe.log.tensorboard, wandb=recipe.log.wandb)
+    found = directory.info.get("start") or pin_step(recipe.model.name_or_path)
+    start = broadcast_object(found)  # a run may save a step while the processes look
     cfg, tokenizer, spec = _judge(recipe)
+    if recipe.stage == "bradley_terry" and cfg.head in ("labels", "margin"):
+        raise RecipeError(
+            f"{recipe.model.name_or_path} is a classifier of verdicts (head {cfg.head!r}); stage bradley_terry trains "
+            "a scalar head: start from the language model that it was made from, or from a scalar reward model"
+        )
     check_divides(tree.flatten(param_specs(cfg)), placement)
     execution = make_execution(recipe, placement, recipe.execution.remat)
     backend = backend_of(execution, cfg, batch.max_length)  # raises if there is none
@@ -115,6 +125,7 @@ def set_up(
     return TrainSetup(
         recipe=recipe,
         placement=placement,
+        start=start,
         cfg=cfg,
         tokenizer=tokenizer,
         spec=spec,

@@ -128,20 +128,19 @@ def trained_specs(recipe: Recipe, cfg: ModelConfig) -> Tree:
 
 
 def start_weights(
-    recipe: Recipe, specs: Tree, placement: Placement
+    recipe: Recipe, start: str, specs: Tree, placement: Placement
 ) -> tuple[ModelConfig, Tree, Tree]:
     """(config, weights to train, frozen weights) at the start of a run.
 
-    specs: of `trained_specs`. Weights to train have the recipe's param_dtype, frozen ones its compute_dtype.
+    start: name of the initial model, with a step if it is a run. specs: of `trained_specs`. Weights to train have the
+    recipe's param_dtype, frozen ones its compute_dtype.
     """
-    start, dtype = recipe.model.name_or_path, recipe.model.param_dtype
+    dtype = recipe.model.param_dtype
     if recipe.lora is None:
         cfg, loaded = load_model(start, placement, dtype)
         frozen: Tree = {}
     else:
-        cfg, frozen, loaded = frozen_weights(
-            start, recipe.lora.config, recipe.execution.compute_dtype, placement
-        )
+        cfg, frozen, loaded = frozen_weights(recipe, start, placement)
     trained = initial_weights(specs, loaded, recipe.run.seed, dtype, placement)
     return cfg, trained, frozen
 
@@ -164,12 +163,23 @@ def initial_weights(specs: Tree, loaded: Tree, seed: int, dtype: str, placement:
 
 
 def frozen_weights(
-    start: str, lora: LoraConfig, compute_dtype: str, placement: Placement
+    recipe: Recipe, start: str, placement: Placement
 ) -> tuple[ModelConfig, Tree, Tree]:
-    """(config, frozen base with LoRA's scale, {} or the base's scalar head, which is trained)."""
-    cfg, base = load_model(start, placement, compute_dtype)
-    head = {SCORE: base.pop(SCORE)} if SCORE in base else {}
-    return cfg, with_lora_scale(base, cfg, lora, placement), head
+    """(config, frozen base with LoRA's scale, {} or the base's scalar head, which is trained or dropped)."""
+    assert recipe.lora is not None
+    cfg, base = load_model(start, placement, recipe.execution.compute_dtype)
+    head: Tree = {}
+    if SCORE in base and SCORE not in frozen_specs(recipe, cfg):
+        head = {SCORE: base.pop(SCORE)}
+    return cfg, with_lora_scale(base, cfg, recipe.lora.config, placement), head
+
+
+def frozen_specs(recipe: Recipe, cfg: ModelConfig) -> Tree:
+    """ParamSpec of the base of a LoRA: the model's weights without the scalar head that the stage trains."""
+    specs = param_specs(cfg)
+    if recipe.stage == "bradley_terry":
+        specs.pop(SCORE, None)
+    return specs
 
 
 def with_lora_scale(base: Tree, cfg: ModelConfig, lora: LoraConfig, placement: Placement) -> Tree:
@@ -185,7 +195,7 @@ def abstract_frozen(recipe: Recipe, cfg: ModelConfig, placement: Placement) -> T
         lambda _, spec: jax.ShapeDtypeStruct(
             spec.shape, recipe.execution.compute_dtype, sharding=placement.sharding(*spec.axes)
         ),
-        param_specs(cfg),
+        frozen_specs(recipe, cfg),
     )
     scale = jax.ShapeDtypeStruct((cfg.layers,), "float32", sharding=placement.sharding())
     return tree.merge(base, {"layers": {"lora_scale": scale}})
