@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -37,6 +38,7 @@ from gram_jax.scoring.results import OutputSink
 from gram_jax.scoring.scorer import Scorer
 from gram_jax.scoring.think import Think
 from gram_jax.scoring.votes import votes_on
+from gram_jax.sharding import make_placement
 from gram_jax.training.loop import train
 
 BED_SEED = 0  # the pairs are the same for all seeds, which draw their order and nothing else
@@ -128,7 +130,9 @@ def train_judge(kind: str, seed: int, bed: Bed, out: Path, asked: argparse.Names
     }
     if kind == "rationale":
         settings |= {"judge.max_rationale": asked.max_rationale}
-    train(read_recipe(RECIPES[kind], [f"{key}={json.dumps(x)}" for key, x in settings.items()]))
+    recipe = read_recipe(RECIPES[kind], [f"{key}={json.dumps(x)}" for key, x in settings.items()])
+    # A step is one row, which is not divided over devices.
+    train(recipe, placement=make_placement({}, devices=jax.devices()[:1]))
     return folder
 
 
