@@ -269,7 +269,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> None:
     """Make the pairs, train and test every judge, write the results."""
     asked = parse(words)
-    asked.out.mkdir(exist_ok=True)
+    asked.out.mkdir(parents=True, exist_ok=True)
     bed = make_bed(asked.out, asked.pairs, asked.test_pairs)
     console = Console()
     every = asked.steps // asked.points
