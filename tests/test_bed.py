@@ -203,18 +203,19 @@ def test_a_classifier_of_words_and_ngrams_learns_nothing(bed, pairs):
         assert 1 - HIGHEST <= value <= HIGHEST, (name, value)
 
 
-def test_flipped_labels_are_as_many_as_asked_for_and_reproducible(bed, splits):
-    rows = splits["preference_train"]
-    flipped = bed.flipped(rows, 0.2, seed=1)
-    changed = [a["chosen"] != b["chosen"] for a, b in zip(rows, flipped, strict=True)]
-    assert sum(changed) == round(0.2 * len(rows))
-    assert flipped == bed.flipped(rows, 0.2, seed=1) != bed.flipped(rows, 0.2, seed=2)
+def test_as_many_labels_are_flipped_as_asked_for_and_always_the_same_ones(bed):
+    wrong = bed.flips(400, 0.2, seed=1)
+    assert len(wrong) == 80 and wrong <= set(range(400))
+    assert wrong == bed.flips(400, 0.2, seed=1) != bed.flips(400, 0.2, seed=2)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.3])
 def test_curation_finds_flipped_labels_of_the_bed(bed, splits, share, tmp_path):
     """Two simulated judges that are right on about 85 % of the pairs, with independent errors."""
-    rows = bed.flipped(splits["preference_train"], share, seed=0)
+    true = splits["preference_train"]
+    wrong = bed.flips(len(true), share, seed=0)
+    exchanged = [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in true]
+    rows = [exchanged[at] if at in wrong else row for at, row in enumerate(true)]
     path = tmp_path / "flipped.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     records = read_records(path)[0]

@@ -79,14 +79,37 @@ def test_every_rationale_says_which_response_is_right(demonstration, asked, pair
 @pytest.mark.parametrize(
     ("kind", "prompt", "chosen", "rejected", "written"),
     [
-        ("add", "What is 60 + 53?", "It is 113.", "It is 115.", "60 + 53 = 113\nA: 113: yes\nB: 115: no"),
+        (
+            "add", "What is 60 + 53?", "It is 113.", "It is 115.",
+            "60 + 50 = 110, 110 + 3 = 113\nA: 113: yes\nB: 115: no",
+        ),
         (
             "sequence", "Which number comes before this sequence: 56, 59, 62, 65?", "53", "68",
-            "step 3, 56 - 3 = 53\nA: 53: yes\nB: 68: no",
+            "59 - 56 = 3, 56 - 3 = 53\nA: 53: yes\nB: 68: no",
+        ),
+        (
+            "sequence", "Which number comes after this sequence: 56, 59, 62, 65?", "68", "53",
+            "65 - 62 = 3, 65 + 3 = 68\nA: 68: yes\nB: 53: no",
+        ),
+        (
+            "sort_numbers", "Sort these numbers from large to small: 58, 84, 61", "84, 61, 58", "58, 61, 84",
+            "down: 84, 61, 58\nA: 84, 61, 58: yes\nB: 58, 61, 84: no",
+        ),
+        (
+            "position", "Which word is at the end in this list: brush, pliers, brown?", "It is brown.", "It is brush.",
+            "1 brush, 2 pliers, 3 brown, last brown\nA: brown: yes\nB: brush: no",
+        ),
+        (
+            "word_length", "Which of these words is the shortest: water, desk, orange?", "desk", "orange",
+            "water 5, desk 4, orange 6, min desk\nA: desk: yes\nB: orange: no",
+        ),
+        (
+            "starts_with", "Which of these words starts with the letter v: file, violet, hat?", "violet", "file",
+            "f file, v violet, h hat, with v violet\nA: violet: yes\nB: file: no",
         ),
         (
             "item_count", "Give me five first names.", "Henry, Clara, Frank, Ida, Anna", "Emma, Frank",
-            "asked 5\nA: 1 Henry, 2 Clara, 3 Frank, 4 Ida, 5 Anna, count 5: yes\nB: 1 Emma, 2 Frank, count 2: no",
+            "asked 5\nA: 1 Henry, 2 Clara, 3 Frank, 4 Ida, 5 Anna, 5 of 5: yes\nB: 1 Emma, 2 Frank, 2 of 5: no",
         ),
     ],
 )  # fmt: skip
@@ -98,8 +121,8 @@ def test_rationales_by_hand(demonstration, kind, prompt, chosen, rejected, writt
 
 def test_figures_are_means_over_pairs_and_seeds(demonstration, pairs):
     two = [pair for pair in pairs[:24] if pair.kind == "add"][:4]
-    right = demonstration.Verdict(1.0, 1.0, 30.0, 1.0, 0.5)
-    wrong = demonstration.Verdict(0.0, 1.0, 10.0, 0.0, 0.0)
+    right = demonstration.Verdict(1.0, 1.0, 30.0, 0.0, 1.0, 0.5)
+    wrong = demonstration.Verdict(0.0, 1.0, 10.0, 0.5, 0.0, 0.0)
     plain = demonstration.Verdict(0.0, 0.0)
     verdicts = {
         ("rationale", 5): [[right] * 4, [right, wrong, right, wrong]],
@@ -113,6 +136,7 @@ def test_figures_are_means_over_pairs_and_seeds(demonstration, pairs):
     assert rows["rationale", "add", "accuracy"]["value"] == 0.75
     assert rows["rationale", "all", "accuracy"]["by_seed"] == {"0": 1.0, "1": 0.5}
     assert rows["rationale", "add", "tokens"]["value"] == 25.0
+    assert rows["rationale", "add", "no verdict"]["value"] == 0.125
     assert rows["rationale - label", "add", "accuracy"]["value"] == 0.75
     assert ("label", "add", "work right") not in rows
     text = demonstration.markdown(list(rows.values()), 5)

@@ -319,13 +319,9 @@ def _pair(split: Split, kind: Kind, number: int, item: Item) -> list[dict[str, s
     return rows
 
 
-def flipped(rows: Sequence[dict[str, str]], share: float, seed: int) -> list[dict[str, str]]:
-    """The rows with this share of the labels exchanged, by seed."""
-    wrong = set(random.Random(f"{seed}/flips").sample(range(len(rows)), round(share * len(rows))))
-    return [
-        row | {"chosen": row["rejected"], "rejected": row["chosen"]} if at in wrong else row
-        for at, row in enumerate(rows)
-    ]
+def flips(count: int, share: float, seed: int) -> set[int]:
+    """The numbers of this share of `count` pairs, whose labels are exchanged, by seed."""
+    return set(random.Random(f"{seed}/flips").sample(range(count), round(share * count)))
 
 
 def write_bed(folder: Path, seed: int = 0) -> dict[str, int]:

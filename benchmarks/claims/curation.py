@@ -12,7 +12,6 @@ Judges are cells of run.py, kept in OUT/cells: the same command resumes.
 import argparse
 import json
 import os
-import random
 import sys
 import time
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
+from bed import flips
 from cells import Cell
 from pools import Pools, read_pools, write_whole
 from run import keep
@@ -42,8 +42,7 @@ OTHER = "other half"
 
 def with_flips(pairs: Sequence[Comparison], share: float, seed: int) -> list[Comparison]:
     """The pairs with this share of the labels exchanged."""
-    count = round(share * len(pairs))
-    wrong = set(random.Random(f"{seed}/flips").sample(range(len(pairs)), count))
+    wrong = flips(len(pairs), share, seed)
     return [_exchanged(pair) if at in wrong else pair for at, pair in enumerate(pairs)]
 
 

@@ -1,8 +1,9 @@
 """Structured rationales for kinds of the test bed that code can check: counts, comparisons, and lists of conditions.
 
-A rationale has a line of work, which computes what the prompt asks for, and a line for each response in the order
-shown: what it says, and whether this is right. Code makes a rationale from the prompt and the responses alone, so that
-the rationale of a judge is checked line by line.
+A rationale has a line of work, which ends with the answer, and a line for each response in the order shown: what it
+says, and whether this is right. Where several answers are right, as for a number of items, the line of each response
+ends with what decides. Code makes a rationale from the prompt and the responses alone, so that the rationale of a judge
+is checked line by line.
 """
 
 import random
@@ -17,66 +18,71 @@ import bed
 from bed_tasks import Draw, Fields, alphabetical, split
 
 
-def add(f: Fields) -> str:
-    """The sum."""
-    return f"{f['a']} + {f['b']} = {int(f['a']) + int(f['b'])}"
+def add(f: Fields, right: str) -> str:
+    """The sum: first the tens, then the units of the second number."""
+    a, b = int(f["a"]), int(f["b"])
+    tens = b - b % 10
+    return f"{a} + {tens} = {a + tens}, {a + tens} + {b % 10} = {a + b}"
 
 
-def double_half(f: Fields) -> str:
+def double_half(f: Fields, right: str) -> str:
     """Twice the number, or half of it."""
     n = int(f["n"])
     return f"{n} x 2 = {2 * n}" if f["how"] == "double" else f"{n} / 2 = {n // 2}"
 
 
-def sequence(f: Fields) -> str:
-    """The step of a progression, and the number after or before it."""
+def sequence(f: Fields, right: str) -> str:
+    """The step of a progression at the end that is asked for, and the number after or before it."""
     numbers = [int(n) for n in split(f["s"])]
-    step = numbers[1] - numbers[0]
-    if f["how"] == "next":
-        return f"step {step}, {numbers[-1]} + {step} = {numbers[-1] + step}"
-    return f"step {step}, {numbers[0]} - {step} = {numbers[0] - step}"
+    low, high = numbers[-2:] if f["how"] == "next" else numbers[:2]
+    step = high - low
+    start, sign, end = (high, "+", high + step) if f["how"] == "next" else (low, "-", low - step)
+    return f"{high} - {low} = {step}, {start} {sign} {step} = {end}"
 
 
-def extreme(f: Fields) -> str:
+def extreme(f: Fields, right: str) -> str:
     """The numbers from the smallest, and the first or last of them."""
     ordered = sorted(split(f["options"]), key=int)
     return f"{' < '.join(ordered)}, {f['how']} {ordered[-1 if f['how'] == 'max' else 0]}"
 
 
-def sort_numbers(f: Fields) -> str:
-    """The numbers in order."""
-    down = f["how"] == "down"
-    return (" > " if down else " < ").join(sorted(split(f["words"]), key=int, reverse=down))
+def sort_numbers(f: Fields, right: str) -> str:
+    """The direction, and the numbers in order, as a response shows them."""
+    return f"{f['how']}: {right}"
 
 
-def position(f: Fields) -> str:
-    """The words with their numbers."""
-    return ", ".join(f"{at} {word}" for at, word in enumerate(split(f["words"]), 1))
+def position(f: Fields, right: str) -> str:
+    """The words with their numbers, and the one that is asked for."""
+    words = ", ".join(f"{at} {word}" for at, word in enumerate(split(f["words"]), 1))
+    return f"{words}, {f['how']} {right}"
 
 
-def word_length(f: Fields) -> str:
-    """The words with their numbers of letters."""
-    return ", ".join(f"{word} {len(word)}" for word in split(f["words"]))
+def word_length(f: Fields, right: str) -> str:
+    """The words with their numbers of letters, and the longest or shortest."""
+    words = ", ".join(f"{word} {len(word)}" for word in split(f["words"]))
+    return f"{words}, {f['how']} {right}"
 
 
-def starts_with(f: Fields) -> str:
-    """The words with their first letters."""
-    return ", ".join(f"{alphabetical(word)[0]} {word}" for word in split(f["words"]))
+def starts_with(f: Fields, right: str) -> str:
+    """The words with their first letters, and the one that is asked for."""
+    words = ", ".join(f"{alphabetical(word)[0]} {word}" for word in split(f["words"]))
+    return f"{words}, with {f['c']} {right}"
 
 
-def asked(f: Fields) -> str:
+def asked(f: Fields, right: str) -> str:
     """The number of items that is asked for."""
     return f"asked {f['n']}"
 
 
-def items_of(answer: str) -> str:
-    """The items of a list one by one, and their number."""
+def items_of(f: Fields, answer: str) -> str:
+    """The items of a list one by one, and their number beside the one that is asked for."""
     items = split(answer)
-    return f"{', '.join(f'{at} {item}' for at, item in enumerate(items, 1))}, count {len(items)}"
+    listed = ", ".join(f"{at} {item}" for at, item in enumerate(items, 1))
+    return f"{listed}, {len(items)} of {f['n']}"
 
 
-# What a rationale says of the prompt, and of a response (default: its answer), by kind.
-WORK: Mapping[str, Callable[[Fields], str]] = {
+# What a rationale says of the prompt with its right answer, and of a response (default: its answer), by kind.
+WORK: Mapping[str, Callable[[Fields, str], str]] = {
     "add": add,
     "double_half": double_half,
     "sequence": sequence,
@@ -87,7 +93,7 @@ WORK: Mapping[str, Callable[[Fields], str]] = {
     "starts_with": starts_with,
     "item_count": asked,
 }
-SAYS: Mapping[str, Callable[[str], str]] = {"item_count": items_of}
+SAYS: Mapping[str, Callable[[Fields, str], str]] = {"item_count": items_of}
 KINDS = tuple(WORK)
 
 
@@ -101,14 +107,30 @@ class Pair(NamedTuple):
     rejected: str
 
 
-def pairs(seed: int, count: int, *, test: bool, seen: set[str]) -> Iterator[Pair]:
+class Part(NamedTuple):
+    """A part of the pairs: the seed of its draws, and whether it has the words of tests."""
+
+    name: str
+    test: bool
+
+
+# By verdicts on the pilot pairs the forms of the rationales were chosen, so the test has others.
+PARTS = {
+    "pilot": Part("rationales/test", test=True),
+    "train": Part("rationales/train", test=False),
+    "test": Part("rationales/final", test=True),
+}
+
+
+def pairs(seed: int, count: int, part: str, seen: set[str]) -> Iterator[Pair]:
     """`count` pairs of each kind, without prompts in `seen`, to which they are added."""
     lang = bed.language("English", seed)
-    part = bed.Split(f"rationales/{'test' if test else 'train'}", (), count, test)
-    for name in KINDS:
-        for number, item in enumerate(bed.items(lang, lang.kinds[name], part, seen)):
+    name, test = PARTS[part]
+    drawn = bed.Split(name, (), count, test)
+    for kind in KINDS:
+        for number, item in enumerate(bed.items(lang, lang.kinds[kind], drawn, seen)):
             for at, prompt in enumerate(item.prompts):
-                yield Pair(name, number, prompt, item.responses[at], item.responses[1 - at])
+                yield Pair(kind, number, prompt, item.responses[at], item.responses[1 - at])
 
 
 def rationale(pair: Pair, seed: int, *, swapped: bool) -> str:
@@ -118,9 +140,9 @@ def rationale(pair: Pair, seed: int, *, swapped: bool) -> str:
     everything = lang.draw(kind, None, random.Random(0))
     fields, right, wrong = _solved(kind, everything, pair)
     lines = [(right, "yes"), (wrong, "no")][:: -1 if swapped else 1]
-    says = SAYS.get(pair.kind, lambda answer: answer)
-    shown = [f"{label}: {says(x)}: {ok}" for label, (x, ok) in zip("AB", lines, strict=True)]
-    return "\n".join([WORK[pair.kind](fields), *shown])
+    says = SAYS.get(pair.kind, lambda f, answer: answer)
+    shown = [f"{x}: {says(fields, said)}: {ok}" for x, (said, ok) in zip("AB", lines, strict=True)]
+    return "\n".join([WORK[pair.kind](fields, right), *shown])
 
 
 def _solved(kind: bed.Kind, everything: Draw, pair: Pair) -> tuple[Fields, str, str]:

@@ -4,11 +4,10 @@
 
 For each seed two judges learn from the same pairs in both orders, with the same number of steps and about the same
 number of documents in a step: "label" by stage finetune, "rationale" by stage rationale, with the rationales of
-rationale_tasks.py. At several
-steps both are tested on other pairs of the same kinds, with other words: the one-token verdict of both, and the verdict
-after the most likely rationale. OUT gets results.json and results.md: accuracy, the share of pairs with the same
-preference in both orders, generated tokens, and the share of rationales that are right, by kind, with 95 % intervals
-over seeds and items. The same command resumes an interrupted run.
+rationale_tasks.py. At several steps both are tested on other pairs of the same kinds, with other words: the one-token
+verdict of both, and the verdict after the most likely rationale. OUT gets results.json and results.md: accuracy, the
+share of pairs with the same preference in both orders, generated tokens, the shares of rationales without a verdict and
+of right ones, by kind, with 95 % intervals over seeds and items. The same command resumes an interrupted run.
 """
 
 import argparse
@@ -44,16 +43,20 @@ from gram_jax.training.loop import train
 BED_SEED = 0  # the pairs are the same for all seeds, which draw their order and nothing else
 RECIPES = {"label": "smollm2-135m-finetune", "rationale": "smollm2-135m-rationale"}
 JUDGES = ("label", "rationale", "rationale, one-token")
-METRICS = ("accuracy", "consistency", "tokens", "work right", "rationale right")
+METRICS = ("accuracy", "consistency", "tokens", "no verdict", "work right", "rationale right")
 BOUNDS = {"tokens": (0.0, float("inf"))}
 
 
 class Verdict(NamedTuple):
-    """The figures of one pair, in the order of METRICS; nan for what a judge does not have."""
+    """The figures of one pair, in the order of METRICS; nan for what a judge does not have.
+
+    no_verdict: share of its rationales. Such a pair has no preference, which counts as a wrong one.
+    """
 
     accuracy: float
     consistency: float
     tokens: float = 0.0
+    no_verdict: float = 0.0
     work_right: float = np.nan
     rationale_right: float = np.nan
 
@@ -69,8 +72,10 @@ class Bed(NamedTuple):
 def make_bed(out: Path, count: int, test_count: int) -> Bed:
     """Write labels.jsonl and rationales.jsonl, on which the judges learn, and test.jsonl."""
     seen: set[str] = set()
-    test = list(rationale_tasks.pairs(BED_SEED, test_count, test=True, seen=seen))
-    learned = list(rationale_tasks.pairs(BED_SEED, count, test=False, seen=seen))
+    _, learned, test = (
+        list(rationale_tasks.pairs(BED_SEED, each, part, seen))
+        for part, each in (("pilot", test_count), ("train", count), ("test", test_count))
+    )
     shown = [row for pair in learned for row in rationale_rows(pair)]
     files = {"label": out / "labels.jsonl", "rationale": out / "rationales.jsonl"}
     _write_lines(files["label"], [label_row(pair) for pair in learned])
@@ -159,15 +164,16 @@ def test_judge(
             for vote in votes
         ]
         work, whole = np.mean(lines, axis=0).tolist()
-        found["rationale"].append(_verdict(thought.score, thought.tokens, work, whole))
+        missing = thought.without_verdict / len(lines)
+        found["rationale"].append(_verdict(thought.score, thought.tokens, missing, work, whole))
         assert thought.direct is not None
         found["rationale, one-token"].append(_verdict(thought.direct))
     return found
 
 
-def _verdict(score: PairScore, tokens: float = 0, *lines: float) -> Verdict:
+def _verdict(score: PairScore, *thought: float) -> Verdict:
     consistent = abs(score.position_bias) < abs(2 * score.first - 1)
-    return Verdict(score.first > score.second, consistent, tokens, *lines)
+    return Verdict(score.first > score.second, consistent, *thought)
 
 
 def figures_of(
@@ -178,7 +184,7 @@ def figures_of(
     cluster, kinds = np.array([items[p.kind, p.item] for p in test]), [p.kind for p in test]
     chosen = {kind: np.array([kind in ("all", name) for name in kinds]) for kind in ("all", *KINDS)}
     rows = []
-    arrays = {key: np.array(of_seeds, float) for key, of_seeds in verdicts.items()}  # [S, n, 5]
+    arrays = {key: np.array(of_seeds, float) for key, of_seeds in verdicts.items()}  # [S, n, 6]
     for (judge, step), values in arrays.items():
         for kind, here in chosen.items():
             if not here.any():
@@ -228,7 +234,7 @@ def markdown(rows: Sequence[dict[str, Any]], last: int) -> str:
     head = [
         ("accuracy", "label"), ("accuracy", "rationale"), ("accuracy", "rationale - label"),
         ("consistency", "label"), ("consistency", "rationale"), ("tokens", "rationale"),
-        ("work right", "rationale"), ("rationale right", "rationale"),
+        ("no verdict", "rationale"), ("work right", "rationale"), ("rationale right", "rationale"),
     ]  # fmt: skip
     lines += ["", f"By kind, step {last}", ""]
     lines.append("| kind | " + " | ".join(f"{metric}, {judge}" for metric, judge in head) + " |")
@@ -256,7 +262,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
         "--row-lengths",
         type=int,
         nargs=len(RECIPES),
-        default=[720, 1088],
+        default=[720, 1120],
         metavar=tuple(RECIPES),
         help="tokens of the row of a step, with about eight documents of either judge",
     )
