@@ -75,7 +75,7 @@ def asked(f: Fields, right: str) -> str:
 
 
 def items_of(f: Fields, answer: str) -> str:
-    """The items of a list one by one, and their number beside the one that is asked for."""
+    """The items of a list one by one, their number, and the number that is asked for."""
     items = split(answer)
     listed = ", ".join(f"{at} {item}" for at, item in enumerate(items, 1))
     return f"{listed}, {len(items)} of {f['n']}"
