@@ -99,7 +99,7 @@ def test_a_deadline_that_passes_in_the_queue_is_an_error_and_nothing_is_scored(c
 
 
 def test_ten_times_the_load_is_answered_or_refused_and_nothing_hangs():
-    with client_for(FakeJudge(seconds=0.02, call_tokens=1000), max_queue=8000) as client:
+    with client_for(FakeJudge(seconds=0.2, call_tokens=1000), max_queue=8000) as client:
 
         def flood(_: int) -> list[tuple[int, float]]:
             found = []
