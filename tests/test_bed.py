@@ -213,9 +213,9 @@ def test_as_many_labels_are_flipped_as_asked_for_and_always_the_same_ones(bed):
 def test_curation_finds_flipped_labels_of_the_bed(bed, splits, share, tmp_path):
     """Two simulated judges that are right on about 85 % of the pairs, with independent errors."""
     true = splits["preference_train"]
-    wrong = bed.flips(len(true), share, seed=0)
+    flips = bed.flips(len(true), share, seed=0)
     exchanged = [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in true]
-    rows = [exchanged[at] if at in wrong else row for at, row in enumerate(true)]
+    rows = [exchanged[at] if at in flips else row for at, row in enumerate(true)]
     path = tmp_path / "flipped.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     records = read_records(path)[0]
