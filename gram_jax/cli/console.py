@@ -6,9 +6,10 @@ control characters.
 
 import logging
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn
@@ -20,7 +21,8 @@ from rich.text import Text
 from gram_jax.formatting import format_count, format_seconds, format_value
 
 PLAIN_SECONDS = 20.0  # between two progress lines without a terminal
-SMOOTHING = 0.1  # weight of the newest step in the running mean of the speed
+BURST_SECONDS = 0.5  # the items of one batch are reported one by one; a shorter time says nothing about speed
+WINDOW = 256  # batches, or times of BURST_SECONDS, over which the speed is a mean
 
 
 class Console:
@@ -77,6 +79,17 @@ class Console:
             yield progress
 
 
+class _Work(NamedTuple):
+    """Seconds of work, without pauses, and the items and units done in them."""
+
+    seconds: float
+    items: int
+    units: float
+
+    def plus(self, seconds: float, items: int, units: float) -> "_Work":
+        return _Work(self.seconds + seconds, self.items + items, self.units + units)
+
+
 class Progress:
     """A running count with speed and time left."""
 
@@ -85,9 +98,9 @@ class Progress:
         self.label, self.unit = label, unit
         self.show = self._print
         self.values: Mapping[str, float] = {}
-        self._units_per_second = 0.0
-        self._seconds_per_step: float | None = None
-        self._updates = 0
+        self._now = _Work(0.0, 0, 0.0)
+        self._recent: deque[_Work] = deque(maxlen=WINDOW)
+        self._lines = 0
         self._last = self._printed = time.perf_counter()
 
     def update(
@@ -96,15 +109,11 @@ class Progress:
         """Add `count` finished items of `units` units; values: the newest figures to show next to it."""
         now = time.perf_counter()
         elapsed = max(now - self._last, 1e-9)
+        self._now = self._now.plus(elapsed, count, units)
+        if not self._recent or self._since(self._recent[-1]):
+            self._recent.append(self._now)
         self._last = now
         self.done += count
-        per_step = elapsed / max(count, 1)
-        self._updates += 1
-        if self._seconds_per_step is None or self._updates == 2:  # the first one also compiled
-            self._seconds_per_step, self._units_per_second = per_step, units / elapsed
-        else:
-            self._seconds_per_step += SMOOTHING * (per_step - self._seconds_per_step)
-            self._units_per_second += SMOOTHING * (units / elapsed - self._units_per_second)
         self.values = self.values if values is None else values
         self.show()
 
@@ -115,25 +124,39 @@ class Progress:
     @property
     def seconds_left(self) -> float | None:
         """Time left at the present speed; None if it is not known, as after the first update, which also compiled."""
-        if self.total is None or self._seconds_per_step is None or self._updates < 2:
+        work = self._since(self._recent[0]) if self._recent else None
+        if self.total is None or work is None or not work.items:
             return None
-        return self._seconds_per_step * max(self.total - self.done, 0)
+        return work.seconds / work.items * max(self.total - self.done, 0)
+
+    @property
+    def units_per_second(self) -> float:
+        """Mean over the recent updates, or over all while only the first one, which also compiled, is known."""
+        work = self._since(self._recent[0]) if self._recent else None
+        work = work or self._now
+        return work.units / work.seconds if work.seconds else 0.0
+
+    def _since(self, then: "_Work") -> "_Work | None":
+        """The work since then; None within a burst."""
+        work = self._now.plus(-then.seconds, -then.items, -then.units)
+        return work if work.seconds >= BURST_SECONDS else None
 
     def status(self) -> str:
         """Time left, speed and figures in one line."""
         parts = []
         if (left := self.seconds_left) is not None and self.done != self.total:
             parts.append(f"{format_seconds(left)} left")
-        if self._units_per_second:
-            parts.append(f"{format_count(self._units_per_second)} {self.unit}/s")
+        if speed := self.units_per_second:
+            parts.append(f"{format_count(speed)} {self.unit}/s")
         parts += [f"{name} {format_value(value)}" for name, value in self.values.items()]
         return " | ".join(parts)
 
     def _print(self) -> None:
-        """Print the first two updates (the second has a time left), the last one, and one every PLAIN_SECONDS."""
+        """Print the first update, the first with a time left, the last one, and one every PLAIN_SECONDS."""
         waited = self._last - self._printed >= PLAIN_SECONDS
-        if waited or self._updates <= 2 or self.done == self.total:
-            self._printed = self._last
+        first = self._lines == (self.seconds_left is not None)
+        if waited or first or self.done == self.total:
+            self._printed, self._lines = self._last, self._lines + 1
             count = f"{self.done}/{self.total}" if self.total is not None else f"{self.done}"
             self.console.say(f"{self.label} {count} {self.status()}".strip())
 
