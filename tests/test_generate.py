@@ -225,7 +225,14 @@ def test_what_cannot_be_generated_is_a_named_error(small):
         generate(params, cfg, [[]], execution, sampling)
     with pytest.raises(DataError, match="context of 512"):
         generate(params, cfg, [[1] * 500], execution, sampling)
-    for wrong in ({"top_p": 0.0}, {"top_p": 1.1}, {"temperature": -1.0}, {"max_new_tokens": 0}):
+    bad = (
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"temperature": -1.0},
+        {"max_new_tokens": 0},
+        {"seed": 2**32},
+    )
+    for wrong in bad:
         with pytest.raises(DataError, match=next(iter(wrong))):
             SamplingConfig(**{"max_new_tokens": 4} | wrong)
     assert generate(params, cfg, [], execution, SamplingConfig(4)).tokens.shape == (0, 4)

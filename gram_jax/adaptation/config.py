@@ -46,7 +46,7 @@ class AdaptConfig:
             ("num_train_epochs", self.num_train_epochs >= 1, "at least 1"),
             ("patience", self.patience >= 0, "0 or more"),
             ("batch_size", self.batch_size is None or self.batch_size >= 1, "at least 1"),
-            ("seed", 0 <= self.seed < 2**63, "0 or more and less than 2^63"),
+            ("seed", 0 <= self.seed < 2**32, "0 or more and less than 2^32"),
         ):
             if not valid:
                 raise DataError(f"{name} = {getattr(self, name)}: expected {expected}")

@@ -21,7 +21,9 @@ from rich.text import Text
 from gram_jax.formatting import format_count, format_seconds, format_value
 
 PLAIN_SECONDS = 20.0  # between two progress lines without a terminal
-BURST_SECONDS = 0.5  # the items of one batch are reported one by one; a shorter time says nothing about speed
+BURST_SECONDS = (
+    0.5  # the items of one batch are reported one by one; a shorter time says nothing about speed
+)
 WINDOW = 256  # batches, or times of BURST_SECONDS, over which the speed is a mean
 
 

@@ -12,8 +12,8 @@ from gram_jax.cli.options import (
     GroupOptions,
     Judge,
     JudgeOptions,
-    NotNegative,
     RowOptions,
+    Seed,
     ShardOptions,
     StopOptions,
     ThinkOptions,
@@ -171,7 +171,7 @@ def think(
     rows: RowOptions = RowOptions(),
     think: ThinkOptions = ThinkOptions(votes=1),
     limit: Annotated[int | None, TwoOrMore] = None,
-    seed: Annotated[int, NotNegative] = 0,
+    seed: Seed = 0,
     overwrite: bool = False,
 ) -> None:
     """Measure accuracy against generated tokens, and fit the gate, with which only uncertain pairs get rationales.
@@ -249,7 +249,7 @@ def attack(
     out: Path,
     pairs: Annotated[int, AtLeastOne] = 100,
     only: str | None = None,
-    seed: Annotated[int, NotNegative] = 0,
+    seed: Seed = 0,
     judge: JudgeOptions = JudgeOptions(),
     rows: RowOptions = RowOptions(),
     shards: ShardOptions = ShardOptions(),

@@ -12,10 +12,10 @@ from gram_jax.cli.options import (
     MODEL,
     AtLeastOne,
     ModelOption,
-    NotNegative,
     Overrides,
     RecipeName,
     RowOptions,
+    Seed,
     read_spec,
 )
 from gram_jax.errors import DataError, JudgeError
@@ -180,7 +180,7 @@ def pairs(
     *,
     method: Literal["continuations", "corruptions"],
     words: Annotated[int, AtLeastOne] = 40,
-    seed: Annotated[int, NotNegative] = 0,
+    seed: Seed = 0,
     rows: RowOptions = RowOptions(),
     overwrite: bool = False,
 ) -> None:

@@ -35,6 +35,7 @@ WeightFormat = Literal["auto", "float32", "bfloat16", "int8", "int8_dynamic", "f
 AtLeastOne = Parameter(validator=validators.Number(gte=1))
 TwoOrMore = Parameter(validator=validators.Number(gte=2))
 NotNegative = Parameter(validator=validators.Number(gte=0))
+Seed = Annotated[int, Parameter(validator=validators.Number(gte=0, lt=2**32))]
 RecipeName = Annotated[Path, Parameter(help=RECIPE)]
 Judge = Annotated[str, Parameter(help=f"The judge: {MODEL}.")]
 JudgeOption = Annotated[str, Parameter(name=["--model", "-m"], help=f"The judge: {MODEL}.")]
@@ -136,7 +137,7 @@ class ThinkOptions:
     """Sampling temperature of rationales; 0 selects the most likely tokens, with one vote only."""
     think_top_p: Annotated[float, Parameter(validator=validators.Number(gt=0, lte=1))] = 1.0
     """Sample from the most likely tokens of this total probability."""
-    think_seed: Annotated[int, NotNegative] = 0
+    think_seed: Seed = 0
     """Seed of rationales."""
     combine: Literal["mean", "majority"] = "mean"
     """Verdict of several votes: the mean of their probabilities, or the majority."""

@@ -34,8 +34,8 @@ class SamplingConfig:
     """Settings of sampling. Raises DataError for values out of range.
 
     temperature: 0 selects the most likely token. top_p: sample from the most likely tokens with this total probability
-    (arXiv 1904.09751). seed: seed of the random numbers, which differ between prompts. stop_token_ids: tokens that end
-    a response; the token is part of the response.
+    (arXiv 1904.09751). seed: seed of the random numbers, which differ between prompts; less than 2^32. stop_token_ids:
+    tokens that end a response; the token is part of the response.
 
     >>> from gram_jax import SamplingConfig
     >>> SamplingConfig(max_new_tokens=8, temperature=0.7).top_p
@@ -54,6 +54,8 @@ class SamplingConfig:
                 f"max_new_tokens = {self.max_new_tokens}, temperature = {self.temperature}, top_p = {self.top_p}: "
                 "expected at least one token, a temperature of 0 or more, and top_p above 0 and up to 1"
             )
+        if not 0 <= self.seed < 2**32:  # jax.random.key ignores higher bits
+            raise DataError(f"seed = {self.seed}: expected 0 or more and less than 2^32")
 
 
 class Samples(NamedTuple):

@@ -31,7 +31,7 @@ SecondMomentDtype = Literal["float32", "bfloat16", "int8", "factored"]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Steps = Annotated[int, Field(ge=1, lt=2**31)]  # counted in int32
-Seed = Annotated[int, Field(ge=0, lt=2**63)]  # of jax.random.key
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # jax.random.key ignores higher bits
 Text = Annotated[str, Field(min_length=1)]
 
 
