@@ -1,5 +1,6 @@
 """Structured rationales of the test bed: checked by code, and the comparison of a judge that writes them."""
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -26,7 +27,14 @@ def demonstration():
         yield rationales
     finally:
         sys.path.remove(str(FOLDER))
-        for name in ("rationales", "rationale_tasks", "bed", "bed_tasks", "intervals"):
+        for name in (
+            "rationales",
+            "rationale_rounds",
+            "rationale_tasks",
+            "bed",
+            "bed_tasks",
+            "intervals",
+        ):
             sys.modules.pop(name, None)
 
 
@@ -130,7 +138,7 @@ def test_figures_are_means_over_pairs_and_seeds(demonstration, pairs):
     }
     rows = {
         (r["judge"], r["kind"], r["metric"]): r
-        for r in demonstration.figures_of(verdicts, two, [0, 1])
+        for r in demonstration.figures_of(verdicts, two, [0, 1], {"rationale": "label"})
         if r["kind"] in ("all", "add")
     }
     assert rows["rationale", "add", "accuracy"]["value"] == 0.75
@@ -145,7 +153,8 @@ def test_figures_are_means_over_pairs_and_seeds(demonstration, pairs):
 
 @pytest.mark.slow
 def test_the_comparison_runs_and_resumes(demonstration, tmp_path, monkeypatch):
-    for module in (demonstration, demonstration.rationale_tasks):
+    rounds = importlib.import_module("rationale_rounds")
+    for module in (demonstration, demonstration.rationale_tasks, rounds):
         monkeypatch.setattr(module, "KINDS", ("add", "position", "item_count"))
     words = [
         str(tmp_path / "out"), "--model", "tiny-random", "--seeds", "0", "--pairs", "2", "--test-pairs", "2",
@@ -163,3 +172,8 @@ def test_the_comparison_runs_and_resumes(demonstration, tmp_path, monkeypatch):
     results.unlink()
     demonstration.main(words)
     assert results.read_bytes() == before
+    monkeypatch.setattr(rounds, "ARMS", ("labeled", "self-training"))
+    rounds.main([*words, "--new-pairs", "2", "--votes", "1", "--further-steps", "2"])
+    found = json.loads((tmp_path / "out" / "rounds.json").read_text())
+    assert found["accepted"]["all"]["pairs"] == 6
+    assert {row["judge"] for row in found["figures"]} >= {"start", *rounds.ARMS}

@@ -119,6 +119,7 @@ PARTS = {
     "pilot": Part("rationales/test", test=True),
     "train": Part("rationales/train", test=False),
     "test": Part("rationales/final", test=True),
+    "new": Part("rationales/unlabeled", test=True),
 }
 
 

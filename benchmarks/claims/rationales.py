@@ -13,7 +13,7 @@ of right ones, by kind, with 95 % intervals over seeds and items. The same comma
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,9 +78,9 @@ def make_bed(out: Path, count: int, test_count: int) -> Bed:
     )
     shown = [row for pair in learned for row in rationale_rows(pair)]
     files = {"label": out / "labels.jsonl", "rationale": out / "rationales.jsonl"}
-    _write_lines(files["label"], [label_row(pair) for pair in learned])
-    _write_lines(files["rationale"], shown)
-    _write_lines(out / "test.jsonl", [label_row(pair) for pair in test])
+    write_lines(files["label"], [label_row(pair) for pair in learned])
+    write_lines(files["rationale"], shown)
+    write_lines(out / "test.jsonl", [label_row(pair) for pair in test])
     return Bed(learned, test, files | {"test": out / "test.jsonl"})
 
 
@@ -110,20 +110,22 @@ def rationale_rows(pair: Pair) -> list[dict[str, Any]]:
     ]
 
 
-def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows as JSON lines."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def train_judge(kind: str, seed: int, bed: Bed, out: Path, asked: argparse.Namespace) -> Path:
-    """The run of a judge, which is trained if it is not finished."""
-    folder = out / "runs" / f"{kind}-{seed}"
+def train_judge(
+    kind: str, seed: int, data: Sequence[Path], folder: Path, asked: argparse.Namespace
+) -> None:
+    """Train the judge of a run, if it is not finished."""
     every, at = asked.steps // asked.points, list(RECIPES).index(kind)
     settings: dict[str, Any] = {
         "run.output_dir": str(folder),
         "run.seed": seed,
         "run.max_steps": asked.steps,
         "model.name_or_path": asked.model,
-        "data.train": [str(bed.files[kind])],
+        "data.train": [str(file) for file in data],
         "judge.template": DEMO_TEMPLATE,
         "judge.max_length": asked.max_length,
         "batch.batch_size": 1,
@@ -138,7 +140,6 @@ def train_judge(kind: str, seed: int, bed: Bed, out: Path, asked: argparse.Names
     recipe = read_recipe(RECIPES[kind], [f"{key}={json.dumps(x)}" for key, x in settings.items()])
     # A step is one row, which is not divided over devices.
     train(recipe, placement=make_placement({}, devices=jax.devices()[:1]))
-    return folder
 
 
 def test_judge(
@@ -177,9 +178,15 @@ def _verdict(score: PairScore, *thought: float) -> Verdict:
 
 
 def figures_of(
-    verdicts: dict[tuple[str, int], list[list[Verdict]]], test: Sequence[Pair], seeds: Sequence[int]
+    verdicts: Mapping[tuple[str, int], list[list[Verdict]]],
+    test: Sequence[Pair],
+    seeds: Sequence[int],
+    compared: Mapping[str, str],
 ) -> list[dict[str, Any]]:
-    """Every figure with its interval: by judge, step, kind ("all" too) and metric. verdicts: of each seed."""
+    """Every figure with its interval: by judge, step, kind ("all" too) and metric.
+
+    verdicts: of each seed; compared: the judge, of the same step, whose accuracy is subtracted from that of another.
+    """
     items = {name: at for at, name in enumerate(dict.fromkeys((p.kind, p.item) for p in test))}
     cluster, kinds = np.array([items[p.kind, p.item] for p in test]), [p.kind for p in test]
     chosen = {kind: np.array([kind in ("all", name) for name in kinds]) for kind in ("all", *KINDS)}
@@ -195,10 +202,10 @@ def figures_of(
                 if not np.isnan(figures).all():
                     found = make(figures, bounds=BOUNDS.get(metric, (0.0, 1.0)))
                     rows.append(_row(judge, step, kind, metric, found))
-            if judge == "rationale":
-                gain = values[:, here, 0] - arrays["label", step][:, here, 0]
+            if (other := compared.get(judge)) is not None:
+                gain = values[:, here, 0] - arrays[other, step][:, here, 0]
                 found = make(gain, bounds=(-1.0, 1.0))
-                rows.append(_row("rationale - label", step, kind, "accuracy", found))
+                rows.append(_row(f"{judge} - {other}", step, kind, "accuracy", found))
     return rows
 
 
@@ -283,12 +290,13 @@ def main(words: Sequence[str] | None = None) -> None:
     verdicts: dict[tuple[str, int], list[list[Verdict]]] = {}
     for seed in asked.seeds:
         for kind in RECIPES:
-            run = train_judge(kind, seed, bed, asked.out, asked)
+            run = asked.out / "runs" / f"{kind}-{seed}"
+            train_judge(kind, seed, [bed.files[kind]], run, asked)
             for step in steps:
                 found = test_judge(kind, run, step, bed, asked.out, console.progress)
                 for judge, of_pairs in found.items():
                     verdicts.setdefault((judge, step), []).append(of_pairs)
-    rows = figures_of(verdicts, bed.test, asked.seeds)
+    rows = figures_of(verdicts, bed.test, asked.seeds, {"rationale": "label"})
     settings = {key: str(x) if isinstance(x, Path) else x for key, x in vars(asked).items()}
     content = {"settings": settings, "figures": rows}
     (asked.out / "results.json").write_text(json.dumps(content, indent=1) + "\n")
