@@ -9,7 +9,7 @@ import pytest
 from tiny_runs import compiled_programs, write_pairs  # noqa: F401
 
 import gram_jax.adaptation.adapt
-from gram_jax.adaptation.adapt import NotBetterError, adapt, out_of_patience
+from gram_jax.adaptation.adapt import NotBetterError, adapt, out_of_patience, pinned
 from gram_jax.adaptation.config import AdaptConfig
 from gram_jax.adaptation.recipe import make_adapt_recipe, write_template
 from gram_jax.adaptation.report import doubts, result_rows
@@ -81,6 +81,22 @@ def test_a_judge_that_a_recipe_cannot_state_is_refused(tmp_path, made, changed, 
     judge, data = Scorer.load("tiny-random", spec=spec), write_pairs(tmp_path / "p.jsonl", 8)
     with pytest.raises(JudgeError, match=message) if message else nullcontext():
         make_adapt_recipe("tiny-random", judge, data, tmp_path, AdaptConfig(**SMALL))
+
+
+def test_a_resumed_adaptation_keeps_the_step_of_a_judge_that_is_trained_further(tmp_path):
+    judge, run = tmp_path / "judge", tmp_path / "adapted" / "run"
+    for step in (2, 4):
+        (judge / "checkpoints" / str(step)).mkdir(parents=True)
+        (judge / "recipe.toml").touch()
+        (judge / "run.json").write_text(json.dumps({"steps": step}))
+        assert pinned(str(judge), run) == f"{judge}@{step}"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text(json.dumps({"start": f"{judge}@2"}))
+    assert pinned(str(judge), run) == f"{judge}@2"
+    assert (
+        pinned(f"{judge}@4", run) == f"{judge}@4"
+    )  # asked for: another recipe, which the run refuses
+    assert pinned("tiny-random", run) == "tiny-random"
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

@@ -18,10 +18,11 @@ import jax
 import numpy as np
 
 from gram_jax.adaptation.config import AdaptConfig
-from gram_jax.adaptation.recipe import make_adapt_recipe, write_template
+from gram_jax.adaptation.recipe import RUN, make_adapt_recipe, write_template
 from gram_jax.adaptation.report import compare_verdicts, doubts
 from gram_jax.adaptation.settings import PARTS, split, write_split
 from gram_jax.checkpoint.orbax import complete_steps
+from gram_jax.checkpoint.run_info import read_info
 from gram_jax.data.mapping import ColumnMap
 from gram_jax.data.records import contents_of
 from gram_jax.distributed.collectives import (
@@ -45,6 +46,7 @@ from gram_jax.evals.scores import OutputSink, score_pairs
 from gram_jax.files import explain_full_disk, write_json
 from gram_jax.interop.hf_export import export_hf
 from gram_jax.interop.models import load_model, load_spec, load_tokenizer, model_config
+from gram_jax.interop.resolve import pin_step
 from gram_jax.judge.spec import JudgeSpec
 from gram_jax.progress import ProgressFactory, no_progress
 from gram_jax.recipes.tables import Recipe
@@ -121,6 +123,7 @@ def _adapt(
     model: str, source: str, out: Path, settings: AdaptConfig, options: _Options
 ) -> dict[str, Any]:
     compute_dtype, schema, on_bad, map, spec, accept, process, progress = options
+    model = broadcast_object(pinned(model, out / RUN))
     main, here = jax.process_index() == 0, _on_this_process()
     work = read_dataset(source, "pairs", schema=schema, on_bad=on_bad, map=map)
     parts = split(work.records, settings.held_out, settings.seed)
@@ -203,6 +206,15 @@ def _adapt(
     for doubt in doubts(result):
         logger.warning("%s", doubt)
     return result
+
+
+def pinned(model: str, run: Path) -> str:
+    """The judge to adapt; of a training run RUN@STEP, its newest step at the first call, because it may continue.
+
+    run: folder of the adaptation's own training run.
+    """
+    start = str(read_info(run).get("start", ""))
+    return start if start.startswith(f"{model}@") else pin_step(model)
 
 
 def _left_out(work: EvalDataset) -> dict[str, int]:

@@ -21,6 +21,7 @@ from gram_jax.scoring.scorer import Scorer
 from gram_jax.training.examples import training_examples
 from gram_jax.training.stages import judge_spec
 
+RUN = "run"  # folder of the training run
 TEMPLATE = Path("data", "template.txt")
 STEPS = 40  # approximate number per epoch: a small data set needs many small steps
 MAX_BATCH_SIZE = 8  # if the settings have no batch_size
@@ -85,7 +86,7 @@ def _values(
     asset = files("gram_jax").joinpath("adaptation", "assets", "adapt.toml")
     values = tomllib.loads(asset.read_text(encoding="utf-8"))
     values["run"] = {
-        "output_dir": str(out / "run"),
+        "output_dir": str(out / RUN),
         "seed": settings.seed,
         "num_train_epochs": settings.num_train_epochs,
     }
