@@ -1,7 +1,7 @@
 """What a judge with rationales gains without more rationales: a round of self-training, and reinforcement learning.
 
     python benchmarks/claims/rationales.py OUT --points 1
-    python benchmarks/claims/rationale_rounds.py OUT [--seed 0] [--new-pairs 20] [--votes 2] [--rl-steps 20]
+    python benchmarks/claims/rationale_rounds.py OUT [--seed 0] [--new-pairs 20] [--votes 2] [--rl-steps 12]
 
 Three judges continue from the judge of rationales.py. "labeled" learns from its rationales again, which is the control:
 the same steps without anything new. "self-training" learns from them and from the judge's own rationales for new pairs
@@ -80,10 +80,10 @@ def reinforce(start: Path, folder: Path, bed: Bed, asked: argparse.Namespace) ->
     """Train the judge of a run by reinforcement learning with the label as the reward."""
     source = asked.out / "new-labels.jsonl"
     write_lines(source, [row | {"label": label} for row, label in new_pairs(asked.new_pairs, bed)])
-    of_start, closing = (
+    lengths, more = (
         asked.of_start,
-        32,
-    )  # tokens of the generation prompt, and of the closing text and a verdict
+        16,
+    )  # tokens before a rationale, and of its closing text and verdict
     settings: dict[str, Any] = {
         "run.output_dir": str(folder),
         "run.seed": asked.seed,
@@ -92,8 +92,8 @@ def reinforce(start: Path, folder: Path, bed: Bed, asked: argparse.Namespace) ->
         "data.train": str(source),
         "sampling.prompts_per_step": 4,
         "sampling.num_generations": 4,
-        "sampling.max_prompt_length": of_start.max_length + closing,
-        "sampling.max_new_tokens": of_start.max_rationale + closing,
+        "sampling.max_prompt_length": lengths.max_length + more,
+        "sampling.max_new_tokens": lengths.max_rationale + more,
         "algorithm.gradient_accumulation_steps": 4,
         "optimizer.learning_rate": asked.rl_learning_rate,
         "evaluate.eval_steps": asked.rl_steps,
@@ -168,8 +168,8 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--votes", type=int, default=2, help="rationales of each order")
     parser.add_argument("--further-steps", type=int, default=80)
     parser.add_argument("--further-rate", type=float, default=5e-5)
-    parser.add_argument("--rl-steps", type=int, default=20)
-    parser.add_argument("--rl-learning-rate", type=float, default=5e-6)
+    parser.add_argument("--rl-steps", type=int, default=12)
+    parser.add_argument("--rl-learning-rate", type=float, default=1e-5)
     asked, others = parser.parse_known_args(words)
     asked.of_start = rationales.parse([str(asked.out), *others])
     return asked
