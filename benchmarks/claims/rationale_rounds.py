@@ -80,10 +80,11 @@ def reinforce(start: Path, folder: Path, bed: Bed, asked: argparse.Namespace) ->
     """Train the judge of a run by reinforcement learning with the label as the reward."""
     source = asked.out / "new-labels.jsonl"
     write_lines(source, [row | {"label": label} for row, label in new_pairs(asked.new_pairs, bed)])
-    lengths, more = (
-        asked.of_start,
-        16,
-    )  # tokens before a rationale, and of its closing text and verdict
+    # 16: tokens before a rationale, and of its closing text and verdict.
+    longest = {
+        "sampling.max_prompt_length": asked.of_start.max_length + 16,
+        "sampling.max_new_tokens": asked.of_start.max_rationale + 16,
+    }
     settings: dict[str, Any] = {
         "run.output_dir": str(folder),
         "run.seed": asked.seed,
@@ -92,8 +93,7 @@ def reinforce(start: Path, folder: Path, bed: Bed, asked: argparse.Namespace) ->
         "data.train": str(source),
         "sampling.prompts_per_step": 4,
         "sampling.num_generations": 4,
-        "sampling.max_prompt_length": lengths.max_length + more,
-        "sampling.max_new_tokens": lengths.max_rationale + more,
+        **longest,
         "algorithm.gradient_accumulation_steps": 4,
         "optimizer.learning_rate": asked.rl_learning_rate,
         "evaluate.eval_steps": asked.rl_steps,
