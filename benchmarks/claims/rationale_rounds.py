@@ -26,6 +26,7 @@ import rationales
 from rationale_tasks import KINDS
 from rationales import (
     BED_SEED,
+    METRICS,
     Bed,
     Verdict,
     figures_of,
@@ -39,7 +40,6 @@ from gram_jax.cli import run_command
 from gram_jax.cli.console import Console
 
 ARMS = ("labeled", "self-training", "reward")
-METRICS = ("accuracy", "consistency", "tokens", "no verdict", "work right", "rationale right")
 
 
 def new_pairs(count: int, bed: Bed) -> Iterator[tuple[dict[str, Any], int]]:
