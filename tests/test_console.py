@@ -21,9 +21,7 @@ def test_without_a_terminal_progress_is_plain_lines_now_and_then(monkeypatch):
         for _ in range(100):
             progress.update(units=500, values={"loss": 0.5})
     lines = file.getvalue().splitlines()
-    assert [line.split()[1] for line in lines] == [
-        f"{n}/100" for n in (1, 2, 22, 42, 62, 82, 100)
-    ]
+    assert [line.split()[1] for line in lines] == [f"{n}/100" for n in (1, 2, 22, 42, 62, 82, 100)]
     assert "\x1b" not in file.getvalue()
     assert all(part in lines[1] for part in ("loss 0.5", "tokens/s", " left"))
     # The first update also compiled, so nothing is known yet.
