@@ -93,9 +93,8 @@ def test_a_resumed_adaptation_keeps_the_step_of_a_judge_that_is_trained_further(
     run.mkdir(parents=True)
     (run / "run.json").write_text(json.dumps({"start": f"{judge}@2"}))
     assert pinned(str(judge), run) == f"{judge}@2"
-    assert (
-        pinned(f"{judge}@4", run) == f"{judge}@4"
-    )  # asked for: another recipe, which the run refuses
+    # Asked for by name: another recipe, which the run refuses.
+    assert pinned(f"{judge}@4", run) == f"{judge}@4"
     assert pinned("tiny-random", run) == "tiny-random"
 
 

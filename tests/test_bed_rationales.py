@@ -138,7 +138,7 @@ def test_figures_are_means_over_pairs_and_seeds(demonstration, pairs):
     }
     rows = {
         (r["judge"], r["kind"], r["metric"]): r
-        for r in demonstration.figures_of(verdicts, two, [0, 1], {"rationale": "label"})
+        for r in demonstration.figures_of(verdicts, two, [0, 1], [("rationale", "label")])
         if r["kind"] in ("all", "add")
     }
     assert rows["rationale", "add", "accuracy"]["value"] == 0.75
@@ -173,7 +173,11 @@ def test_the_comparison_runs_and_resumes(demonstration, tmp_path, monkeypatch):
     demonstration.main(words)
     assert results.read_bytes() == before
     monkeypatch.setattr(rounds, "ARMS", ("labeled", "self-training"))
+    with pytest.raises(SystemExit):
+        rounds.main([*words, "--seed", "1"])  # no such judge
     rounds.main([*words, "--new-pairs", "2", "--votes", "1", "--further-steps", "2"])
     found = json.loads((tmp_path / "out" / "rounds.json").read_text())
-    assert found["accepted"]["all"]["pairs"] == 6
-    assert {row["judge"] for row in found["figures"]} >= {"start", *rounds.ARMS}
+    assert found["accepted"]["all"] == {"pairs": 6, "accepted": 0, "right": 0}
+    named = [(row["judge"], row["kind"], row["metric"]) for row in found["figures"]]
+    assert len(set(named)) == len(named)
+    assert {judge for judge, *_ in named} >= {"start", *rounds.ARMS}

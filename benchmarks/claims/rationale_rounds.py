@@ -72,7 +72,10 @@ def counts(accepted: Path, bed: Bed, asked: argparse.Namespace) -> dict[str, dic
         if row["order"] == 0:
             kind, label = labels[row["prompt"][0]["content"], row["response_a"]]
             found[kind].update(accepted=1, right=int(row["label"] == label))
-    total = sum(found.values(), Counter())
+    total = {
+        name: sum(of_kind[name] for of_kind in found.values())
+        for name in ("pairs", "accepted", "right")
+    }
     return {kind: dict(of_kind) for kind, of_kind in {"all": total, **found}.items()}
 
 
@@ -130,6 +133,11 @@ def train_arm(arm: str, start: Path, folder: Path, bed: Bed, asked: argparse.Nam
     return asked.further_steps
 
 
+def compared() -> list[tuple[str, str]]:
+    """The judges whose accuracies are compared: each with the start, and those that are not the control with it."""
+    return [(arm, other) for arm in ARMS for other in ("start", "labeled") if arm != other]
+
+
 def markdown(rows: Sequence[dict[str, Any]], accepted: dict[str, dict[str, int]]) -> str:
     """A table of the judges, one of accuracy by kind, and one of the accepted pairs."""
     table = {(r["judge"], r["kind"], r["metric"]): r for r in rows}
@@ -147,10 +155,9 @@ def markdown(rows: Sequence[dict[str, Any]], accepted: dict[str, dict[str, int]]
     lines = [line(["", *judges]), "|---" * (len(judges) + 1) + "|"]
     for metric in METRICS:
         lines.append(line([metric, *(cell(judge, "all", metric) for judge in judges)]))
-    for arm in ARMS:
-        for other in ("start", "labeled"):
-            if arm != other and (found := cell(f"{arm} - {other}", "all", "accuracy")):
-                lines += ["", f"accuracy, {arm} - {other}: {found}"]
+    for arm, other in compared():
+        found = cell(f"{arm} - {other}", "all", "accuracy")
+        lines += ["", f"accuracy, {arm} - {other}: {found}"]
     lines += ["", line(["accuracy", *judges]), "|---" * (len(judges) + 1) + "|"]
     lines += [line([kind, *(cell(j, kind, "accuracy") for j in judges)]) for kind in KINDS]
     lines += ["", line(["", "pairs", "accepted", "right"]), "|---" * 4 + "|"]
@@ -172,7 +179,14 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rl-learning-rate", type=float, default=1e-5)
     asked, others = parser.parse_known_args(words)
     asked.of_start = rationales.parse([str(asked.out), *others])
+    if not (start := run_of_start(asked)).is_dir():
+        parser.error(f"no judge in {start}: train it with rationales.py --seeds {asked.seed}")
     return asked
+
+
+def run_of_start(asked: argparse.Namespace) -> Path:
+    """The run of the judge to start from."""
+    return asked.out / "runs" / f"rationale-{asked.seed}"
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -181,11 +195,10 @@ def main(words: Sequence[str] | None = None) -> None:
     of_start = asked.of_start
     bed = make_bed(asked.out, of_start.pairs, of_start.test_pairs)
     console = Console()
-    runs = asked.out / "runs"
-    start = runs / f"rationale-{asked.seed}"
+    start = run_of_start(asked)
     tested = {"start": (start, of_start.steps)}
     for arm in asked.arms:
-        folder = runs / f"{arm}-after-{asked.seed}"
+        folder = start.with_name(f"{arm}-after-{asked.seed}")
         tested[arm] = folder, train_arm(arm, start, folder, bed, asked)
     verdicts: dict[tuple[str, int], list[list[Verdict]]] = {}
     for judge, (run, step) in tested.items():
@@ -193,11 +206,7 @@ def main(words: Sequence[str] | None = None) -> None:
         verdicts[judge, 0] = [found["rationale"]]
     if tuple(asked.arms) != ARMS:
         return
-    rows = [
-        row
-        for other in ("start", "labeled")
-        for row in figures_of(verdicts, bed.test, [asked.seed], dict.fromkeys(ARMS, other))
-    ]
+    rows = figures_of(verdicts, bed.test, [asked.seed], compared())
     accepted = counts(asked.out / f"round-{asked.seed}.jsonl", bed, asked)
     settings = vars(of_start) | vars(asked) | {"out": str(asked.out)}
     del settings["of_start"]

@@ -181,11 +181,12 @@ def figures_of(
     verdicts: Mapping[tuple[str, int], list[list[Verdict]]],
     test: Sequence[Pair],
     seeds: Sequence[int],
-    compared: Mapping[str, str],
+    compared: Sequence[tuple[str, str]],
 ) -> list[dict[str, Any]]:
     """Every figure with its interval: by judge, step, kind ("all" too) and metric.
 
-    verdicts: of each seed; compared: the judge, of the same step, whose accuracy is subtracted from that of another.
+    verdicts: of each seed; compared: pairs of judges; the accuracy of the first minus that of the second, at
+    the same step, is a figure, too.
     """
     items = {name: at for at, name in enumerate(dict.fromkeys((p.kind, p.item) for p in test))}
     cluster, kinds = np.array([items[p.kind, p.item] for p in test]), [p.kind for p in test]
@@ -202,7 +203,7 @@ def figures_of(
                 if not np.isnan(figures).all():
                     found = make(figures, bounds=BOUNDS.get(metric, (0.0, 1.0)))
                     rows.append(_row(judge, step, kind, metric, found))
-            if (other := compared.get(judge)) is not None:
+            for other in (second for first, second in compared if first == judge):
                 gain = values[:, here, 0] - arrays[other, step][:, here, 0]
                 found = make(gain, bounds=(-1.0, 1.0))
                 rows.append(_row(f"{judge} - {other}", step, kind, "accuracy", found))
@@ -296,7 +297,7 @@ def main(words: Sequence[str] | None = None) -> None:
                 found = test_judge(kind, run, step, bed, asked.out, console.progress)
                 for judge, of_pairs in found.items():
                     verdicts.setdefault((judge, step), []).append(of_pairs)
-    rows = figures_of(verdicts, bed.test, asked.seeds, {"rationale": "label"})
+    rows = figures_of(verdicts, bed.test, asked.seeds, [("rationale", "label")])
     settings = {key: str(x) if isinstance(x, Path) else x for key, x in vars(asked).items()}
     content = {"settings": settings, "figures": rows}
     (asked.out / "results.json").write_text(json.dumps(content, indent=1) + "\n")
