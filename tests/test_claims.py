@@ -302,7 +302,9 @@ def test_the_table_of_first_stages_compares_each_with_none(claims, monkeypatch, 
     assert [row[0] for row in rows[1:]] == [
         f"| {name}" for name in ("none", *claims["cells"].FIRST_STAGES)
     ]
-    assert all(row[-1].startswith("+0.000") for row in rows[2:])
+    shown = [[cell.removesuffix(" |")[:6] for cell in row[-2:]] for row in rows[1:]]
+    same = ["+0.000"] * 2
+    assert shown == [["-", "+0.000"], same, ["+0.000", "-"], same, same]
 
 
 def test_the_seconds_of_a_resumed_run_include_all_steps(claims):
@@ -326,6 +328,16 @@ def test_the_report_states_what_holds_and_what_has_not_been_run(
     run(claims, monkeypatch, data, tmp_path / "out", "--markdown", page)
     assert "**not run yet**" not in page.read_text()
     assert (tmp_path / "claims-smoothing.svg").exists()
+
+
+def test_the_rule_of_the_longer_response_guesses_between_equal_lengths(claims):
+    size, longer = claims["sizes"].SIZES["tiny"], np.array([1, 1, -1, 0])
+    pools = SimpleNamespace(
+        longer={"x": longer}, prompts={"x": np.arange(4)}, size=size, outside=["x"]
+    )
+    report = claims["document"]._Report(Path("claims.md"), "tiny", "tiny-random", pools, {})
+    (found,) = report._longest(["x"])
+    assert found.value == 0.625
 
 
 def test_every_row_of_the_report_names_its_seeds(claims, monkeypatch, data, tmp_path):
@@ -513,11 +525,11 @@ def test_p_values_are_corrected_by_holms_method(claims):
 def test_the_report_corrects_the_claims_for_their_number(claims):
     make = claims["intervals"].Estimate
     main = {"1. a": make(0.1, 0.0, 0.2, {}, 0.01), "2. b": make(0.1, 0.0, 0.2, {}, 0.04)}
-    unknown = {"3. c": make(0.0, 0.0, 0.0, {})}
+    unknown = {"3. c": make(0.0, 0.0, 0.0, {}), "4. d": None}
     lines = claims["document"]._corrected(main | unknown)
     assert [line for line in lines if line.startswith("| ")][1:] == [
-        "| 1. a | 0.010 | 0.020 |",
-        "| 2. b | 0.040 | 0.040 |",
+        "| 1. a | 0.010 | 0.040 |",
+        "| 2. b | 0.040 | 0.120 |",
     ]
     assert claims["document"]._corrected(unknown) == []
 

@@ -3,8 +3,9 @@
     python benchmarks/claims/curation.py DATA OUT [--size faults] [--seeds 0 1 2] [--shares 0.1 0.2 0.3]
 
 DATA is the folder of faults.py. For each seed and share, this share of the labels is flipped. One judge learns from
-each half of the labels and scores the other half, so that no judge has seen the labels that it scores. The rules of
-`gram-jax curate` then suspect labels, which are dropped or flipped back. A judge is trained on the flipped labels, on
+each half of the labels, in two epochs (in one, 200 labels are too few steps to learn anything), and scores the other
+half, so that no judge has seen the labels that it scores. The rules of `gram-jax curate` then suspect labels, which are
+dropped or flipped back. A judge is trained on the flipped labels, on
 both curated sets, and on the true labels, and tested on the sets of the grid. OUT gets curation.json and curation.md.
 Judges are cells of run.py, kept in OUT/cells: the same command resumes.
 """
@@ -57,10 +58,15 @@ class Curator:
         self.out, self.pools, self.model, self.console = out, pools, model, console
 
     def result(
-        self, labels: Sequence[Comparison], tests: dict[str, list[Comparison]], seed: int
+        self,
+        labels: Sequence[Comparison],
+        tests: dict[str, list[Comparison]],
+        seed: int,
+        epochs: int,
     ) -> dict[str, Any]:
         """The result of a generative judge without stage 1 that learns from these labels."""
-        pools = replace(self.pools, labels=list(labels), tests=tests, long={})
+        size = replace(self.pools.size, epochs=epochs)
+        pools = replace(self.pools, size=size, labels=list(labels), tests=tests, long={})
         workshop = Workshop(self.out, pools, self.model, self.console)
         cell = Cell("generative", seed, 0.0, len(labels))
         if not workshop.done(cell).exists():
@@ -73,7 +79,8 @@ class Curator:
         found: dict[str, JudgedPair] = {}
         for at in (0, 1):
             learned, scored = pairs[at::2], list(pairs[1 - at :: 2])
-            sets = self.result(learned, {OTHER: scored}, seed)["sets"]
+            epochs = 2 * self.pools.size.epochs  # the steps of a judge of all labels
+            sets = self.result(learned, {OTHER: scored}, seed, epochs)["sets"]
             (one,) = sets.values()
             for pair, p, gap in zip(scored, one["p"], one["gap"], strict=True):
                 sides = side(np.array([[p + gap / 2, p - gap / 2]]))
@@ -87,6 +94,7 @@ class Curator:
         judged = self.judged(flipped, seed)
         wrong = {pair.id for pair, right in zip(flipped, true, strict=True) if pair != right}
         suspected = {j.pair.id for j in judged if j.verdict(CurationConfig()) == "suspected"}
+        epochs, tests = self.pools.size.epochs, self.pools.tests
         sets = {
             "flipped labels": flipped,
             "suspected dropped": curate(judged, CurationConfig(suspected="drop")),
@@ -100,7 +108,7 @@ class Curator:
             "suspected": len(suspected),
             "found": len(wrong & suspected),
             "accuracy": {
-                name: _accuracy(self.result(labels, self.pools.tests, seed))
+                name: _accuracy(self.result(labels, tests, seed, epochs))
                 for name, labels in sets.items()
             },
         }

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from cells import (
     RAW,
     Cell,
@@ -42,7 +43,7 @@ from pools import VALID, Pools
 from gram_jax.evals.calibration import expected_calibration_error
 
 SHARE_FORMAT = "{:.0%}"
-LEARNED = "learned-{size}.md"  # in the folder of this module
+LEARNED = "learned-{size}.md"  # in the folder of this module: title, answer, what was learned
 DATA = "data-{size}.md"  # the same: what the data folder of this size was
 POWER = 1.43  # (1.96 + 0.84) / 1.96: the difference found with a power of 80 %, in half widths of a 95 % interval
 INTERVALS = """\
@@ -80,26 +81,30 @@ class _Report:
         done = [cell for cell in whole if cell in self.found]
         seeds = ", ".join(map(str, sorted({cell.seed for cell in done if cell != RAW}))) or "none"
         command = f"python benchmarks/claims/run.py DATA OUT --size {self.name}"
-        answer, _, learned = self._written(LEARNED).partition("\n\n")
+        page = f"docs/{self.path.name}"
+        title, answer, learned = (*self._written(LEARNED).split("\n\n", 2), "", "", "")[:3]
         return [
-            "# The paper's claims, tested",
+            title or "# The paper's claims, tested",
             "",
             *([*answer.splitlines(), ""] if answer else []),
-            "Details are at the end, under [What was learned](#what-was-learned); how this differs from the paper is",
-            "in [concepts](concepts.md#differences-from-the-paper-and-its-release). The next grid is on",
-            "[a test bed](testbed.md#faults) on which a small model learns.",
+            *(
+                ["Details are at the end, under [What was learned](#what-was-learned)."]
+                if learned
+                else []
+            ),
+            "How this differs from the paper is in [concepts](concepts.md#differences-from-the-paper-and-its-release).",
             "",
             "<!-- needs: minutes -->",
             "",
             f"    {command}                                     # trains missing cells: hours",
-            f"    {command} --time 0 --markdown docs/claims.md      # writes this page only",
+            f"    {command} --time 0 --markdown {page}      # writes this page only",
             "",
             f'{len(done)} of {len(whole)} cells of the grid "{self.name}" have been run; seeds: {seeds}.',
             "The first command computes the most informative cells first and resumes, so several short runs add up.",
             *self._stored(),
             "",
-            *self._setting(),
             *self._claims(),
+            *self._setting(),
             *self._four(),
             *self._length(),
             *self._consistency(),
@@ -166,7 +171,8 @@ class _Report:
         return lines
 
     def _claims(self) -> list[str]:
-        rows, half, main = [], [], {}
+        rows: list[tuple[str, ...]] = []
+        main: dict[str, Estimate | None] = {}
         for row in comparisons(self.size, self.inside, self.outside):
             terms = [(1.0, row.better), (-1.0, row.worse)]
             # The better judge's own accuracy, with the seeds that both have.
@@ -182,8 +188,7 @@ class _Report:
                 for cells in (row.better, row.worse)
             ):
                 words = "**not tested**: neither judge learned a verdict"
-            if row.claim and right is not None:
-                half.append((right.high - right.low) / 2)
+            if row.claim:
                 main[row.claim] = right
             rows.append((row.claim, row.compared, _seeds([right, sharp]), *shown, words))
         count = 2 * len(rows)  # of intervals
@@ -198,7 +203,7 @@ class _Report:
             "",
             *NOT_TESTED.splitlines(),
             "",
-            *_power(half),
+            *_power([(one.high - one.low) / 2 for one in main.values() if one is not None]),
             "### How this is decided",
             "",
             *rules().splitlines(),
@@ -224,7 +229,8 @@ class _Report:
         sets = [*self.pools.tests, *self.pools.long]
         tables = []
         balanced = (
-            "Accuracy, with equal weights of pairs with a longer and with a shorter chosen response"
+            "Accuracy, with equal weights of pairs with a longer and with a shorter chosen response (those of equal "
+            "length do not count)"
         )
         for title, measure, weigh in (
             ("Accuracy", accuracy, alike),
@@ -241,10 +247,10 @@ class _Report:
         return ["## The four main judges", "", *tables]
 
     def _longest(self, sets: Sequence[str]) -> list[Estimate | None]:
-        """Accuracy of a judge that only counts characters."""
-        p = {name: {"p": (self.pools.longer[name] > 0).astype(float)} for name in sets}
+        """Accuracy of a judge that only counts characters, and guesses if both responses have the same number."""
+        p = {name: {"p": (1 + self.pools.longer[name]) / 2} for name in sets}
         found = {RAW: {"sets": p}}
-        return [self._figure([RAW], [name], accuracy, results=found) for name in sets]
+        return [self._figure([RAW], [name], np.asarray, results=found) for name in sets]
 
     def _length(self) -> list[str]:
         """How often the longer response is preferred, and whether stage 1 changes that."""
@@ -375,23 +381,30 @@ class _Report:
         arms = {"none": [generative(self.size, seed, 0.0) for seed in seeds]}
         by_seed = [by_first(self.size, seed) for seed in seeds]
         arms |= {cells[0].first: list(cells) for cells in zip(*by_seed, strict=True)}
+        compared = [name for name in ("none", "gram") if name in arms]
         rows = []
         for name, cells in arms.items():
             found = [self._figure(cells, sets, accuracy) for sets in (self.inside, self.outside)]
             found.append(self._figure(cells, self.outside, accuracy, results=same))
-            terms = [(1.0, cells), (-1.0, arms["none"])]
-            gain = contrast(self.found, self.pools, terms, self.outside, accuracy)
-            shown = _shown(gain, sign=True) if name != "none" else "-"
-            rows.append((*_row(name, found), shown))
+            gains = (self._gain(cells, arms[other]) for other in compared)
+            shown = [_shown(gain, sign=True) for gain in gains]
+            rows.append((*_row(name, found), *shown))
         head = (
             "unlabeled pairs",
             "seeds",
             "in distribution",
             "out of distribution",
             "order consistency, out of distribution",
-            "out of distribution, minus none",
+            *(f"out of distribution, minus {name}" for name in compared),
         )
         return ["## First stages", "", *_table(head, rows), ""]
+
+    def _gain(self, cells: Sequence[Cell], other: Sequence[Cell]) -> Estimate | None:
+        """Accuracy out of distribution, minus that of other judges; None for the same ones."""
+        if cells == other:
+            return None
+        terms = [(1.0, cells), (-1.0, other)]
+        return contrast(self.found, self.pools, terms, self.outside, accuracy)
 
     def _written(self, name: str) -> str:
         """A text that was written for this size; empty if there is none."""
@@ -425,7 +438,7 @@ class _Report:
         curve = make_curve(name, series, parts, self.found, self.pools)
         lines = [f"## {title}", ""]
         if curve.comparable:
-            picture = self.path.with_name(f"claims-{name}.svg")
+            picture = self.path.with_name(f"{self.path.stem}-{name}.svg")
             draw(curve, picture)
             lines += [f"![Accuracy and Brier score by {name}]({picture.name})", ""]
         elif not curve.seeds and any(curve.found.values()):
@@ -446,18 +459,18 @@ def _power(half: Sequence[float]) -> list[str]:
     ]
 
 
-def _corrected(main: Mapping[str, Estimate]) -> list[str]:
-    """The claims themselves, corrected for their number."""
-    known = {claim: one.p for claim, one in main.items() if one.p == one.p}
-    if not known:
-        return []
-    adjusted = holm(list(known.values()))
+def _corrected(main: Mapping[str, Estimate | None]) -> list[str]:
+    """The claims themselves, corrected for their number; those without a p-value count as 1."""
+    p = [1.0 if one is None or np.isnan(one.p) else one.p for one in main.values()]
     rows = [
-        (claim, f"{p:.3f}", f"{q:.3f}")
-        for (claim, p), q in zip(known.items(), adjusted, strict=True)
+        (claim, f"{one.p:.3f}", f"{q:.3f}")
+        for (claim, one), q in zip(main.items(), holm(p), strict=True)
+        if one is not None and not np.isnan(one.p)
     ]
+    if not rows:
+        return []
     return [
-        f"Corrected for the number of claims ({len(rows)}, accuracy only, method of Holm):",
+        f"Corrected for the number of claims ({len(main)}, accuracy only, method of Holm):",
         "",
         *_table(("claim", "p", "p, corrected"), rows),
         "",

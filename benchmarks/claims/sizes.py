@@ -31,33 +31,33 @@ class Size:
 
     fit: int
     test_fit: int
-    clear: float
-    least_fit: int
     max_length: int
-    template: str
     test_pairs: int
-    per_prompt: int
-    held: int
-    least: int
-    long_tokens: int
-    layout: str
-    first_stages: tuple[str, ...]
     unlabeled: int
     labels: tuple[int, ...]
     base: int
     domain: str
     domain_labels: tuple[int, ...]
-    domain_train: float | None
-    epochs: int
-    orders: str
-    rows: int
     length: int
-    rank_rows: int
     rank_length: int
     rates: Mapping[str, float]
-    compute_dtype: str
     save_every: int
     seeds: tuple[int, ...]
+    clear: float = 0.0
+    least_fit: int = 0
+    template: str = "default"
+    per_prompt: int = ALL
+    held: int = 0
+    least: int = 20
+    long_tokens: int = 0
+    layout: str = "judge"
+    first_stages: tuple[str, ...] = ()
+    domain_train: float | None = None
+    epochs: int = 1
+    orders: str = "both"
+    rows: int = 1
+    rank_rows: int = 1
+    compute_dtype: str = "float32"
 
 
 SIZES = {
@@ -65,17 +65,9 @@ SIZES = {
     "full": Size(
         fit=2048,
         test_fit=2048,
-        clear=0.0,
-        least_fit=0,
         max_length=2048,
-        template="default",
         test_pairs=ALL,
-        per_prompt=ALL,
-        held=0,
         least=0,
-        long_tokens=0,
-        layout="judge",
-        first_stages=(),
         unlabeled=ALL,
         labels=(1000, 3000, 10_000, ALL),
         base=ALL,
@@ -101,25 +93,17 @@ SIZES = {
         clear=0.9,
         least_fit=200,
         max_length=1024,
-        template="default",
         test_pairs=64,
         per_prompt=2,
         held=40,
-        least=20,
         long_tokens=10_000,
         layout="gram",
-        first_stages=(),
         unlabeled=160,
         labels=(40, 120),
         base=120,
         domain="hh_harmless_first200",
         domain_labels=(20, 60),
-        domain_train=None,
-        epochs=1,
-        orders="both",
-        rows=1,
         length=1024,
-        rank_rows=1,
         rank_length=512,
         rates={"pretrain": 5e-5, "finetune": 7e-5, "bradley_terry": 7e-5},
         compute_dtype="bfloat16",
@@ -130,31 +114,18 @@ SIZES = {
     "bed": Size(
         fit=256,
         test_fit=256,
-        clear=0.0,
-        least_fit=0,
         max_length=512,
-        template="default",
         test_pairs=240,
         per_prompt=1,
-        held=0,
-        least=20,
-        long_tokens=0,
-        layout="judge",
         first_stages=("pretrain", "gram", "corruptions", "consistency"),
         unlabeled=1200,
         labels=(300, 600, 1800),
         base=600,
         domain="unseen_kinds",
         domain_labels=(60, 240),
-        domain_train=None,
-        epochs=1,
-        orders="both",
-        rows=1,
         length=1024,
-        rank_rows=1,
         rank_length=1024,
         rates={"pretrain": 5e-5, "finetune": 5e-5, "bradley_terry": 5e-5},
-        compute_dtype="float32",
         save_every=20,
         seeds=tuple(range(10)),
     ),
@@ -162,16 +133,9 @@ SIZES = {
     "faults": Size(
         fit=128,
         test_fit=128,
-        clear=0.0,
-        least_fit=0,
         max_length=256,
         template=DEMO_TEMPLATE,
         test_pairs=288,
-        per_prompt=ALL,
-        held=0,
-        least=20,
-        long_tokens=0,
-        layout="judge",
         first_stages=("pretrain", "gram", "corruptions", "consistency"),
         unlabeled=330,
         labels=(200, 400),
@@ -179,14 +143,9 @@ SIZES = {
         domain="unseen_kinds",
         domain_labels=(24, 72),
         domain_train=0.4,
-        epochs=1,
-        orders="both",
-        rows=1,
         length=512,
-        rank_rows=1,
         rank_length=512,
         rates={"pretrain": 3e-5, "finetune": 1e-4, "bradley_terry": 1e-4},
-        compute_dtype="float32",
         save_every=40,
         seeds=tuple(range(10)),
     ),
@@ -194,31 +153,21 @@ SIZES = {
     "tiny": Size(
         fit=192,
         test_fit=192,
-        clear=0.0,
-        least_fit=0,
         max_length=256,
-        template="default",
         test_pairs=8,
         per_prompt=2,
         held=2,
         least=4,
         long_tokens=1500,
-        layout="judge",
-        first_stages=(),
         unlabeled=8,
         labels=(8, 16),
         base=16,
         domain="harmless",
         domain_labels=(6,),
         domain_train=0.5,
-        epochs=1,
-        orders="both",
-        rows=1,
         length=384,  # both orders of a pair fit in one row
-        rank_rows=1,
         rank_length=192,
         rates={"pretrain": 1e-3, "finetune": 3e-3, "bradley_terry": 3e-3},
-        compute_dtype="float32",
         save_every=1,
         seeds=(0, 1),
     ),
