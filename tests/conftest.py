@@ -2,16 +2,10 @@
 
 import os
 
+from quick_programs import with_devices
+
 # Before the first import of jax: the fake devices are fixed when the back end starts.
-# Nearly all time goes into compiling programs that run for milliseconds: without LLVM's optimisations the suite takes
-# a third of the processor time.
-os.environ["XLA_FLAGS"] = " ".join(
-    (
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
-        "--xla_backend_optimization_level=0",
-    )
-)
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {with_devices(8)}"
 # Some tests can use a GPU beside the CPU: "cpu,cuda".
 os.environ["JAX_PLATFORMS"] = os.environ.get("GRAM_JAX_TEST_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

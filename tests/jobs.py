@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from forks import Fork
+from quick_programs import with_devices
 
 COMMAND = (sys.executable, "-c", "from gram_jax.cli import main; main()")
-# Devices of each process are set by the job, and programs need not be fast.
-FLAGS = "--xla_force_host_platform_device_count={} --xla_backend_optimization_level=0"
 
 
 @dataclass
@@ -73,7 +72,7 @@ def environment(devices: int, cache: Path | None = None) -> dict[str, str]:
     here = Path(__file__).parents[1]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GRAM_JAX")}
     kept |= {
-        "XLA_FLAGS": FLAGS.format(devices),
+        "XLA_FLAGS": with_devices(devices),
         "JAX_PLATFORMS": "cpu",
         "HF_HUB_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from quick_programs import FLAGS
 
 pytestmark = pytest.mark.slow
 
@@ -17,7 +18,7 @@ def test_every_measurement_of_the_tiny_form_has_a_result(tmp_path):
     results, page = tmp_path / "results.json", tmp_path / "results.md"
     done = subprocess.run(
         [sys.executable, SCRIPT, results, "--tiny", "--minutes", "5", "--page", page],
-        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        env=os.environ | {"XLA_FLAGS": FLAGS},
         capture_output=True,
         text=True,
         timeout=400,

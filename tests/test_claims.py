@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from forks import Fork
+from quick_programs import FLAGS
 
 from gram_jax.recipes.reading import make_recipe
 
@@ -183,8 +184,7 @@ WHOLE = "import sys; sys.path.insert(0, sys.argv.pop(1)); import run; run.main()
 @pytest.fixture
 def real_run(data, program_folder, tmp_path):
     """Runs the tiny grid in a process of its own; killed: (where, at which time there)."""
-    flags = "--xla_backend_optimization_level=0"
-    env = os.environ | {"XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": str(program_folder)}
+    env = os.environ | {"XLA_FLAGS": FLAGS, "JAX_COMPILATION_CACHE_DIR": str(program_folder)}
 
     def start(out: Path, cells: int, killed: tuple[str, int] | None = None) -> None:
         more = ("--size", "tiny", "--model", "tiny-random", "--cells", cells)

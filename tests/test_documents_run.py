@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from document_runs import GRANTED, SMALL, Folder, form_of, form_of_comment
 from documents import NEEDS, PAGES, ROOT, SHOWS, Block, BlockError, blocks_of
+from quick_programs import FLAGS
 
 pytestmark = pytest.mark.slow
 
@@ -27,13 +28,12 @@ class Pages:
     def __init__(self, place: Path):
         dropped = ("XLA_FLAGS", "GRAM_JAX", "JAX_")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
-        # one device, as at the terminal; without optimisations, as in conftest.py
-        flags = "--xla_backend_optimization_level=0"
+        # one device, as at the terminal
         self.output = place / "output.txt"
         with self.output.open("w") as output:
             self.process = subprocess.Popen(
                 [sys.executable, ROOT / "tests" / "document_runs.py"],
-                env=kept | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
+                env=kept | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS, "PYTHONPATH": str(ROOT)},
                 cwd=place,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from documents import ROOT
+from quick_programs import FLAGS
 
 sys.path.insert(0, str(ROOT / "docs"))
 from run_tutorials import NAMES, TUTORIALS, page_of, read_tutorial
@@ -32,12 +33,9 @@ def test_a_tutorial_has_a_title_and_uses_public_names_only(name):
 @pytest.mark.slow
 def test_the_tutorials_run(tmp_path):
     """The first one, whose judge the others use, and then the others from last to first: none needs another's files."""
-    flags = (
-        "--xla_backend_optimization_level=0"  # as in conftest.py; one device, as at the terminal
-    )
     kept = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
     command = [sys.executable, ROOT / "docs" / "run_tutorials.py", tmp_path, *reversed(NAMES)]
-    subprocess.run(command, env=kept | {"XLA_FLAGS": flags}, check=True)
+    subprocess.run(command, env=kept | {"XLA_FLAGS": FLAGS}, check=True)
     for name in NAMES:
         page = (tmp_path / f"{name}.md").read_text()
         assert page.count("{.text .output}") >= 3
