@@ -57,18 +57,10 @@ class Curator:
     def __init__(self, out: Path, pools: Pools, model: str, console: Console):
         self.out, self.pools, self.model, self.console = out, pools, model, console
 
-    def result(
-        self,
-        labels: Sequence[Comparison],
-        tests: dict[str, list[Comparison]],
-        seed: int,
-        epochs: int,
-    ) -> dict[str, Any]:
-        """The result of a generative judge without stage 1 that learns from these labels."""
-        size = replace(self.pools.size, epochs=epochs)
-        pools = replace(self.pools, size=size, labels=list(labels), tests=tests, long={})
+    def result(self, pools: Pools, seed: int, count: int) -> dict[str, Any]:
+        """The result of a generative judge without stage 1 that learns from so many labels of the pools."""
         workshop = Workshop(self.out, pools, self.model, self.console)
-        cell = Cell("generative", seed, 0.0, len(labels))
+        cell = Cell("generative", seed, 0.0, count)
         if not workshop.done(cell).exists():
             keep(workshop, cell, workshop.compute(cell))
             workshop.clear(cell, [])
@@ -78,10 +70,11 @@ class Curator:
         """Every pair with the verdict of a judge that learned from the other half."""
         found: dict[str, JudgedPair] = {}
         for at in (0, 1):
-            learned, scored = pairs[at::2], list(pairs[1 - at :: 2])
+            learned, scored = list(pairs[at::2]), list(pairs[1 - at :: 2])
             epochs = 2 * self.pools.size.epochs  # the steps of a judge of all labels
-            sets = self.result(learned, {OTHER: scored}, seed, epochs)["sets"]
-            (one,) = sets.values()
+            size = replace(self.pools.size, epochs=epochs)
+            pools = replace(self.pools, size=size, labels=learned, tests={OTHER: scored}, long={})
+            (one,) = self.result(pools, seed, len(learned))["sets"].values()
             for pair, p, gap in zip(scored, one["p"], one["gap"], strict=True):
                 sides = side(np.array([[p + gap / 2, p - gap / 2]]))
                 found[pair.id] = JudgedPair(pair, True, np.array([p]), sides)
@@ -94,13 +87,14 @@ class Curator:
         judged = self.judged(flipped, seed)
         wrong = {pair.id for pair, right in zip(flipped, true, strict=True) if pair != right}
         suspected = {j.pair.id for j in judged if j.verdict(CurationConfig()) == "suspected"}
-        epochs, tests = self.pools.size.epochs, self.pools.tests
         sets = {
             "flipped labels": flipped,
             "suspected dropped": curate(judged, CurationConfig(suspected="drop")),
             "suspected flipped back": curate(judged, CurationConfig(suspected="flip")),
-            "true labels": true,
         }
+        pools = {name: replace(self.pools, labels=labels) for name, labels in sets.items()}
+        results = {name: self.result(of, seed, len(of.labels)) for name, of in pools.items()}
+        results["true labels"] = self.result(self.pools, seed, len(true))  # a cell of the grid
         return {
             "share": share,
             "seed": seed,
@@ -108,14 +102,14 @@ class Curator:
             "suspected": len(suspected),
             "found": len(wrong & suspected),
             "accuracy": {
-                name: _accuracy(self.result(labels, tests, seed, epochs))
-                for name, labels in sets.items()
+                name: {of: _accuracy(result["sets"][of]["p"]) for of in self.pools.tests}
+                for name, result in results.items()
             },
         }
 
 
-def _accuracy(result: dict[str, Any]) -> dict[str, float]:
-    return {name: float(np.mean(np.array(one["p"]) > 0.5)) for name, one in result["sets"].items()}
+def _accuracy(p: Sequence[float]) -> float:
+    return float(np.mean(np.array(p) > 0.5))
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:

@@ -189,7 +189,7 @@ class _Report:
             ):
                 words = "**not tested**: neither judge learned a verdict"
             if row.claim:
-                main[row.claim] = right
+                main[row.claim] = right if right is not None and len(right.by_seed) > 1 else None
             rows.append((row.claim, row.compared, _seeds([right, sharp]), *shown, words))
         count = 2 * len(rows)  # of intervals
         head = ("claim of the paper", "comparison", "seeds", "accuracy", "Brier score", "result")
@@ -209,7 +209,7 @@ class _Report:
             *rules().splitlines(),
             "",
             f"By chance alone, {count * 0.05:.1f} of these {count} intervals exclude 0 if 95 % of them contain the",
-            f"true value, and {count * 0.08:.1f} if 92 % do (see above).",
+            f"true value, and {count * 0.08:.1f} if 92 % do (see [What was run](#what-was-run)).",
             "",
             *_corrected(main),
         ]

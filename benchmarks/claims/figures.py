@@ -200,6 +200,7 @@ excludes 0. A judge is *at chance* if the interval of its accuracy reaches 0.5. 
 | result | condition |
 |---|---|
 | **not tested** | the probabilities of both judges differ from 0.5 by less than {undecided} on average: neither learned a verdict. This row was added when the results were known |
+| **one seed only** | the interval says nothing about other seeds, so nothing is decided |
 | **holds partly** | more accurate, but at chance or with a worse Brier score |
 | **holds** | more accurate |
 | **does not hold** | less accurate, unless the Brier score is better and the judge is not at chance |
@@ -222,6 +223,8 @@ def verdict(right: Estimate | None, sharp: Estimate | None, better: Estimate | N
     """
     if right is None or sharp is None or better is None:
         return "**not run yet**"
+    if len(right.by_seed) == 1:
+        return "**one seed only**"
     gain = (right.low > 0) - (right.high < 0)
     trust = (sharp.high < 0) - (sharp.low > 0)
     words = {
@@ -245,4 +248,4 @@ def verdict(right: Estimate | None, sharp: Estimate | None, better: Estimate | N
         words += ", and worse Brier score" if trust == -1 else ""
     elif (gain, trust) == (0, 1) and coin:
         words = "**not enough evidence**: less confident than the other, but at chance"
-    return words + (" (one seed only)" if len(right.by_seed) == 1 else "")
+    return words
