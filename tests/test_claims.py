@@ -482,6 +482,8 @@ def test_order_consistency_and_selective_accuracy_of_cells(claims):
     terms = [(1.0, [cell])]
     same = figures.contrast(figures.consistent(results), pools, terms, ["x"], figures.accuracy)
     assert same.value == pytest.approx(2 / 4)  # 0.6 +- 0.2 and 0.2 +- 0.45 cross one half
+    alone = figures.contrast(figures.in_one_order(results), pools, terms, ["x"], np.asarray)
+    assert alone.value == pytest.approx((1 + 0.5 + 0 + 0.5) / 4)
     half = figures.over_pairs(results, pools, [cell, cell], "x", figures.confident_half)
     assert half.value == pytest.approx(1 / 2) and half.by_seed == {}
     assert figures.consistent({cell: {"sets": {"x": {"p": [0.9], "gap": []}}}}) == {}

@@ -26,6 +26,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import numpy as np
 from bed import flips
 from cells import Cell
+from figures import accuracy
+from intervals import Estimate, estimate, mean_over_pairs
 from pools import Pools, read_pools, write_whole
 from run import keep
 from sizes import SIZES
@@ -39,6 +41,8 @@ from gram_jax.evals.curation import CurationConfig, JudgedPair, curate
 from gram_jax.evals.pairwise import side
 
 OTHER = "other half"
+FLIPPED = "the flipped labels"
+FIGURES = ("share", "seed", "wrong", "suspected", "found")
 
 
 def with_flips(pairs: Sequence[Comparison], share: float, seed: int) -> list[Comparison]:
@@ -88,7 +92,7 @@ class Curator:
         wrong = {pair.id for pair, right in zip(flipped, true, strict=True) if pair != right}
         suspected = {j.pair.id for j in judged if j.verdict(CurationConfig()) == "suspected"}
         sets = {
-            "flipped labels": flipped,
+            FLIPPED: flipped,
             "suspected dropped": curate(judged, CurationConfig(suspected="drop")),
             "suspected flipped back": curate(judged, CurationConfig(suspected="flip")),
         }
@@ -101,19 +105,15 @@ class Curator:
             "wrong": len(wrong),
             "suspected": len(suspected),
             "found": len(wrong & suspected),
-            "accuracy": {
-                name: {of: _accuracy(result["sets"][of]["p"]) for of in self.pools.tests}
+            "p": {
+                name: {of: result["sets"][of]["p"] for of in self.pools.tests}
                 for name, result in results.items()
             },
         }
 
 
-def _accuracy(p: Sequence[float]) -> float:
-    return float(np.mean(np.array(p) > 0.5))
-
-
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """Two tables: what was found, and accuracies; means over seeds."""
+    """What was found, accuracies, and their gains with 95 % intervals; means over seeds."""
     shares = sorted({row["share"] for row in rows})
     lines = ["| flipped | seeds | wrong labels | suspected | of these wrong |", "|---" * 5 + "|"]
     for share in shares:
@@ -122,15 +122,25 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
             sum(row[key] for row in of) for key in ("wrong", "suspected", "found")
         )
         lines.append(f"| {share:.0%} | {len(of)} | {wrong} | {suspected} | {found} |")
-    sets = list(rows[0]["accuracy"]["true labels"])
-    lines += ["", f"| flipped | labels | {' | '.join(sets)} |", "|---" * (2 + len(sets)) + "|"]
-    for share in shares:
-        of = [row for row in rows if row["share"] == share]
-        for name in of[0]["accuracy"]:
-            means = (np.mean([row["accuracy"][name][one] for row in of]) for one in sets)
-            cells = " | ".join(f"{mean:.3f}" for mean in means)
-            lines.append(f"| {share:.0%} | {name} | {cells} |")
+    sets = list(rows[0]["p"][FLIPPED])
+    for title, minus in (("accuracy", None), (f"accuracy minus that of {FLIPPED}", FLIPPED)):
+        lines += ["", f"| flipped | {title} | {' | '.join(sets)} |", "|---" * (2 + len(sets)) + "|"]
+        for share in shares:
+            of = [row for row in rows if row["share"] == share]
+            for name in (name for name in of[0]["p"] if name != minus):
+                cells = (_estimate(of, name, minus, one).text(sign=bool(minus)) for one in sets)
+                lines.append(f"| {share:.0%} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _estimate(rows: Sequence[dict[str, Any]], name: str, minus: str | None, one: str) -> Estimate:
+    """Mean accuracy on a set over seeds, or its difference from that of other labels."""
+    right = np.array([accuracy(np.array(row["p"][name][one])) for row in rows])
+    if minus:
+        right -= [accuracy(np.array(row["p"][minus][one])) for row in rows]
+    pairs = right.shape[1]
+    found = mean_over_pairs(right, np.ones(pairs), np.arange(pairs))
+    return estimate([found], [row["seed"] for row in rows], (-1.0 if minus else 0.0, 1.0))
 
 
 def main() -> None:
@@ -164,9 +174,9 @@ def main() -> None:
                 except StoppedError as stopped:
                     print("stopped; the same command resumes", flush=True)
                     sys.exit(stopped.status)
-                print(json.dumps(rows[-1]), flush=True)
+                print({name: rows[-1][name] for name in FIGURES}, flush=True)
     if rows:
-        write_whole(chosen.out / "curation.json", json.dumps(rows, indent=1) + "\n")
+        write_whole(chosen.out / "curation.json", json.dumps(rows) + "\n")
         write_whole(chosen.out / "curation.md", markdown(rows))
         print(markdown(rows))
 

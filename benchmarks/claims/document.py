@@ -30,6 +30,7 @@ from figures import (
     confident_half,
     consistent,
     contrast,
+    in_one_order,
     length_balanced,
     of_the_longer,
     over_pairs,
@@ -124,7 +125,7 @@ class _Report:
             return []
         return [
             f"The computed cells are in `benchmarks/claims/{self.name}`: with a copy of this folder as OUT the second",
-            "command writes this page in about two minutes.",
+            "command writes this page in at most two minutes.",
         ]
 
     def _setting(self) -> list[str]:
@@ -305,18 +306,29 @@ class _Report:
         return ["## Selective accuracy", "", note, "", *table, ""]
 
     def _consistency(self) -> list[str]:
-        """How often both orders of showing a pair prefer the same response."""
-        found, names = consistent(self.found), list(self.pools.tests)
-        rows = [
-            _row(kind, [self._figure(cells, [name], accuracy, results=found) for name in names])
-            for kind, cells in self._kinds().items()
-        ]
+        """How often both orders of showing a pair prefer the same response, and how accurate one of them is."""
+        names = list(self.pools.tests)
+        same, alone = (
+            [
+                _row(kind, [self._figure(cells, [name], measure, results=of) for name in names])
+                for kind, cells in self._kinds().items()
+            ]
+            for of, measure in (
+                (consistent(self.found), accuracy),
+                (in_one_order(self.found), np.asarray),
+            )
+        )
+        head = ("judge", "seeds", *names)
         note = (
             "Share of pairs whose two orders prefer the same response. A discriminative judge reads each response "
             "alone and has no order. A cycle rate needs three responses to a prompt; these sets have two."
         )
-        table = _table(("judge", "seeds", *names), rows)
-        return ["## Order consistency", "", note, "", *table, ""]
+        other = (
+            "Accuracy if a pair is read in one order only (the mean of both). All other accuracies are of the mean of "
+            "both orders."
+        )
+        tables = [*_table(head, same), "", other, "", *_table(head, alone)]
+        return ["## Order consistency", "", note, "", *tables, ""]
 
     def _smoothing(self) -> list[str]:
         values = by_smoothing(self.size, 0)

@@ -140,16 +140,35 @@ def consistent(results: Results) -> Results:
 
     `accuracy` is then the order consistency. Cells without positions are left out.
     """
+    return _of_orders(results, lambda first, second: side_of(first) == side_of(second))
+
+
+def in_one_order(results: Results) -> Results:
+    """The results with the mean accuracy of both orders, each alone, instead of P(chosen): 0, 0.5 or 1.
+
+    Cells without positions are left out.
+    """
+    return _of_orders(results, lambda first, second: (accuracy(first) + accuracy(second)) / 2)
+
+
+def _of_orders(
+    results: Results, measure: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> Results:
+    """The results with a measure of P(chosen) when the chosen response is shown first and second."""
     return {
-        cell: {"sets": {name: {"p": _same_side(one)} for name, one in result["sets"].items()}}
+        cell: {
+            "sets": {name: {"p": _of_both(one, measure)} for name, one in result["sets"].items()}
+        }
         for cell, result in results.items()
         if all(len(one["gap"]) == len(one["p"]) for one in result["sets"].values())
     }
 
 
-def _same_side(one: dict[str, Any]) -> np.ndarray:
+def _of_both(
+    one: dict[str, Any], measure: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> np.ndarray:
     p, gap = np.array(one["p"]), np.array(one["gap"])
-    return (side_of(p + gap / 2) == side_of(p - gap / 2)).astype(float)
+    return measure(p + gap / 2, p - gap / 2).astype(float)
 
 
 def confident_half(p: np.ndarray) -> float:
