@@ -230,7 +230,7 @@ def prepare(recipe: RecipeName, /, *, overrides: Overrides = None) -> None:
 
 
 def demo(*, fast: bool = False, folder: Path | None = None) -> None:
-    """Train a judge from SmolLM2-135M-Instruct in 10 to 18 minutes on two cores.
+    """Train a judge from SmolLM2-135M-Instruct in about 19 minutes on two cores.
 
     Args:
         fast: Use a tiny random model, which takes less than a minute.
