@@ -174,6 +174,7 @@ class _Report:
     def _claims(self) -> list[str]:
         rows: list[tuple[str, ...]] = []
         main: dict[str, Estimate | None] = {}
+        count = 0  # of intervals
         for row in comparisons(self.size, self.inside, self.outside):
             terms = [(1.0, row.better), (-1.0, row.worse)]
             # The better judge's own accuracy, with the seeds that both have.
@@ -182,6 +183,7 @@ class _Report:
                 contrast(self.found, self.pools, of, row.sets, measure)
                 for of, measure in ((terms, accuracy), (terms, brier), (alone, accuracy))
             )
+            count += sum(one is not None for one in (right, sharp))
             shown = [_shown(x, sign=True) for x in (right, sharp)]
             words = verdict(right, sharp, own)
             if all(
@@ -192,7 +194,6 @@ class _Report:
             if row.claim:
                 main[row.claim] = right if right is not None and len(right.by_seed) > 1 else None
             rows.append((row.claim, row.compared, _seeds([right, sharp]), *shown, words))
-        count = 2 * len(rows)  # of intervals
         head = ("claim of the paper", "comparison", "seeds", "accuracy", "Brier score", "result")
         return [
             "## The claims",
