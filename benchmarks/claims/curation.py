@@ -29,7 +29,7 @@ from cells import Cell
 from figures import accuracy
 from intervals import Estimate, estimate, mean_over_pairs
 from pools import Pools, read_pools, write_whole
-from run import keep
+from run import keep, make_folder
 from sizes import SIZES
 from work import Workshop
 
@@ -155,7 +155,9 @@ def main() -> None:
     parser.add_argument("--time", type=float, default=60, metavar="MINUTES")
     chosen = parser.parse_args()
     end = time.monotonic() + 60 * chosen.time
-    chosen.out.mkdir(parents=True, exist_ok=True)
+    if not all(0 < share < 1 for share in chosen.shares):
+        parser.error("expected shares between 0 and 1, such as 0.2")
+    make_folder(parser, chosen.out)
     keep_compiled_programs()
     try:
         cache = chosen.out / "lengths.json"

@@ -57,7 +57,7 @@ def main() -> None:
     seeds = size.seeds[chosen.first :][: chosen.seeds]
     if not seeds or (chosen.seeds is not None and len(seeds) != chosen.seeds):
         parser.error(f"the size {chosen.size} has the seeds {size.seeds[0]} to {size.seeds[-1]}")
-    chosen.out.mkdir(parents=True, exist_ok=True)
+    make_folder(parser, chosen.out)
     keep_compiled_programs()
     with (chosen.out / "log.txt").open("a") as log:
         try:
@@ -78,6 +78,14 @@ def main() -> None:
         write_document(chosen.markdown, chosen.size, chosen.model, pools, found)
     if failed:
         sys.exit("\n  ".join(["not computed, for the errors above:", *failed]))
+
+
+def make_folder(parser: argparse.ArgumentParser, path: Path) -> None:
+    """Make the folder of the results; a path that cannot be one is a usage error."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"OUT must be a folder that can be written: {error}")
 
 
 def work_through(workshop: Workshop, cells: list[Cell], most: int | None, end: float) -> list[str]:
