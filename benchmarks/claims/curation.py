@@ -3,9 +3,9 @@
     python benchmarks/claims/curation.py DATA OUT [--size faults] [--seeds 0 1 2] [--shares 0.1 0.2 0.3]
 
 DATA is the folder of faults.py. For each seed and share, this share of the labels is flipped. One judge learns from
-each half of the labels, in two epochs (in one, 200 labels are too few steps to learn anything), and scores the other
-half, so that no judge has seen the labels that it scores. The rules of `gram-jax curate` then suspect labels, which are
-dropped or flipped back. A judge is trained on the flipped labels, on
+each half of the labels, in two epochs (one has 58 steps, after which the loss of the grid's judges is still near ln 2),
+and scores the other half, so that no judge has seen the labels that it scores. The rules of `gram-jax curate` then
+suspect labels, which are dropped or flipped back. A judge is trained on the flipped labels, on
 both curated sets, and on the true labels, and tested on the sets of the grid. OUT gets curation.json and curation.md.
 Judges are cells of run.py, kept in OUT/cells: the same command resumes.
 """
