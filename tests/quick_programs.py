@@ -4,12 +4,12 @@ from importlib.metadata import version
 
 # Without LLVM's optimisations the suite takes a third of the processor time.
 FLAGS = "--xla_backend_optimization_level=0"
-# The older emitter of fused loops takes a fifth off a training test. XLA ends at a flag that it does not know, and the
-# one of JAX 0.12 does not know this one.
+# The older emitter of fused loops saves a fifth of a training test's processor time. JAX 0.12 no longer has this flag,
+# and XLA aborts if it is given an unknown one.
 if version("jaxlib").startswith("0.10."):
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
 
 
 def with_devices(count: int) -> str:
-    """The flags, and so many fake devices."""
+    """The flags, with `count` fake devices."""
     return f"--xla_force_host_platform_device_count={count} {FLAGS}"

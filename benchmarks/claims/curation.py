@@ -5,9 +5,9 @@
 DATA is the folder of faults.py. For each seed and share, this share of the labels is flipped. One judge learns from
 each half of the labels, in two epochs (one has 58 steps, after which the loss of the grid's judges is still near ln 2),
 and scores the other half, so that no judge has seen the labels that it scores. The rules of `gram-jax curate` then
-suspect labels, which are dropped or flipped back. A judge is trained on the flipped labels, on
-both curated sets, and on the true labels, and tested on the sets of the grid. OUT gets curation.json and curation.md.
-Judges are cells of run.py, kept in OUT/cells: the same command resumes.
+suspect labels, which are dropped or flipped back. A judge is trained on the flipped labels, on both curated sets, and
+on the true labels, and tested on the sets of the grid. OUT gets curation.json and curation.md. Judges are cells of
+run.py, kept in OUT/cells: the same command resumes.
 """
 
 import argparse
@@ -62,7 +62,7 @@ class Curator:
         self.out, self.pools, self.model, self.console = out, pools, model, console
 
     def result(self, pools: Pools, seed: int, count: int) -> dict[str, Any]:
-        """The result of a generative judge without stage 1 that learns from so many labels of the pools."""
+        """The result of a generative judge without stage 1 that learns from `count` labels of the pools."""
         workshop = Workshop(self.out, pools, self.model, self.console)
         cell = Cell("generative", seed, 0.0, count)
         if not workshop.done(cell).exists():
